@@ -1,0 +1,156 @@
+"""Facts, in the past tense. Everything the core ever learns comes through one of these.
+
+All are tagged msgspec structs: the event log and the agent's wire carry them as they are. Times inside are
+durations in seconds; the moment of an event is the `now` it is handled with.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from instainfer.model import Function, Level
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class NodeJoined(Event, frozen=True, kw_only=True):
+    """`guests`: the node's sandbox keeps functions of one namespace apart, so that they may share a container."""
+
+    node: str
+    memory: int
+    guests: bool = True
+    load_slots: int = 2  # loads at a time before they slow each other
+
+
+class NodeLost(Event, frozen=True, kw_only=True):
+    node: str
+
+
+class FunctionDeployed(Event, frozen=True, kw_only=True):
+    function: Function
+
+
+class FunctionDeleted(Event, frozen=True, kw_only=True):
+    function: str
+
+
+class RequestArrived(Event, frozen=True, kw_only=True):
+    request: int
+    function: str
+
+
+class RequestCancelled(Event, frozen=True, kw_only=True):
+    """The caller went away or its wait is over."""
+
+    request: int
+    reason: str = "cancelled"
+
+
+class InvocationFinished(Event, frozen=True, kw_only=True):
+    """The instance answered (well or badly) and is free again."""
+
+    request: int
+    instance: str
+    inference_s: float
+    ok: bool = True
+
+
+class ContainerReady(Event, frozen=True, kw_only=True):
+    container: str
+    seconds: float
+
+
+class ContainerLost(Event, frozen=True, kw_only=True):
+    """Gone: destroyed as told, failed to start, or died. Every instance in it is gone too."""
+
+    container: str
+    reason: str = ""
+
+
+class InstanceReady(Event, frozen=True, kw_only=True):
+    """Acknowledged by the instance itself. Reached `level`; the times are of the steps just made, without
+    the time it was frozen."""
+
+    instance: str
+    level: Level
+    import_s: float = 0.0
+    load_s: float = 0.0
+    warmup_s: float = 0.0
+
+
+class InstanceFailed(Event, frozen=True, kw_only=True):
+    """Its import, load or warm-up raised. The process is gone (or about to be; no InstanceLost follows)."""
+
+    instance: str
+    phase: str
+    reason: str
+
+
+class InstanceLost(Event, frozen=True, kw_only=True):
+    """Ended as told, or its process died."""
+
+    instance: str
+    reason: str = ""
+
+
+class MemorySampled(Event, frozen=True, kw_only=True):
+    """Anonymous + shmem bytes of every instance measured in one container."""
+
+    container: str
+    instances: dict[str, int]
+
+
+class TimerFired(Event, frozen=True, kw_only=True):
+    timer: str
+
+
+class HintReceived(Event, frozen=True, kw_only=True):
+    """Somebody knows: `function` will be called `in_s` seconds from now with this probability."""
+
+    function: str
+    in_s: float
+    probability: float = 1.0
+
+
+class PreloadRequested(Event, frozen=True, kw_only=True):
+    """By hand. Answered by one `Answer` with the token."""
+
+    token: int
+    function: str
+
+
+class OffloadRequested(Event, frozen=True, kw_only=True):
+    token: int
+    function: str
+
+
+class PinChanged(Event, frozen=True, kw_only=True):
+    """An instruction to the keep-alive policy: keep one container with this function loaded."""
+
+    token: int
+    function: str
+    pinned: bool
+
+
+AnyEvent = (
+    NodeJoined
+    | NodeLost
+    | FunctionDeployed
+    | FunctionDeleted
+    | RequestArrived
+    | RequestCancelled
+    | InvocationFinished
+    | ContainerReady
+    | ContainerLost
+    | InstanceReady
+    | InstanceFailed
+    | InstanceLost
+    | MemorySampled
+    | TimerFired
+    | HintReceived
+    | PreloadRequested
+    | OffloadRequested
+    | PinChanged
+)

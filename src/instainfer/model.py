@@ -1,0 +1,162 @@
+"""The nouns. Plain data, msgspec structs, no behaviour beyond reading themselves.
+
+Units everywhere in memory: seconds (`_s`) and bytes. Milliseconds appear only in what people and other
+programs read, with the unit in the key.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+import msgspec
+
+
+class Level(IntEnum):
+    """How far an instance has come; each level includes the ones below."""
+
+    NONE = 0
+    IMPORTED = 1
+    LOADED = 2
+    ON_DEVICE = 3
+
+
+class StartKind(StrEnum):
+    """What an invocation found. `cloned` and `forked` come with templates and zygotes."""
+
+    WARM = "warm"  # an instance that has served before
+    PRELOADED = "preloaded"  # loaded ahead by the scheduler, never used
+    ATTACHED = "attached"  # arrived while a load was running and joined it
+    CLONED = "cloned"
+    IMPORTED = "imported"  # libraries ready, model not
+    FORKED = "forked"
+    COLD = "cold"
+
+
+class Style(StrEnum):
+    """The three ways to write a function."""
+
+    MODULE = "module"  # load at module level, handler(event) / main(args)
+    CLASS = "class"  # load(self), predict(self, payload)
+    SCRIPT = "script"  # load, block on sys.stdin.readline(), print one JSON line per request
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    """What a function costs, measured at deploy and refreshed from production runs.
+
+    Bytes are anonymous + shmem shares (`Pss_Anon` + `Pss_Shmem`), cumulative: `loaded_bytes` includes
+    `imported_bytes`.
+    """
+
+    container_s: float = 0.05
+    import_s: float = 0.5
+    load_s: float = 0.5
+    warmup_s: float = 0.0
+    first_s: float = 0.1
+    warm_s: float = 0.05
+    imported_bytes: int = 32 << 20
+    loaded_bytes: int = 64 << 20
+
+    @property
+    def loading_s(self) -> float:
+        """Loading latency: import + load + the excess of a first inference (or the warm-up that ate it)."""
+        return self.import_s + self.load_s + max(self.warmup_s, self.first_s - self.warm_s, 0.0)
+
+
+class Function(msgspec.Struct, frozen=True, kw_only=True):
+    """What the core knows of a deployed function: one revision of it.
+
+    `mounts` are host paths beyond the namespace's own that its interpreter needs: a container made without
+    them cannot hold it.
+    """
+
+    name: str  # "namespace/name"
+    revision: str
+    memory: int  # bytes: the limit of a container it owns
+    timeout_s: float = 60.0
+    concurrency: int = 1  # requests at a time in one instance
+    libraries: str = ""  # content key of its environment: equal keys, equal libraries
+    mounts: tuple[str, ...] = ()
+    strict: bool = False  # isolation = "strict": all others in its container end before it runs
+    costs: Costs = Costs()
+
+    @property
+    def namespace(self) -> str:
+        return self.name.partition("/")[0]
+
+
+class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One deployed version, as stored and as an agent needs it to run it."""
+
+    namespace: str
+    name: str
+    version: int
+    digest: str  # of the package, "sha256:…"
+    style: Style
+    entry: str  # "main:handler", "main:Model", "main.py"
+    memory: int
+    timeout_s: float
+    concurrency: int
+    environment: str  # digest of a built environment, or "" when `python` names an interpreter path
+    python: str  # "3.11", or the path of an existing interpreter
+    requirements: tuple[str, ...] = ()
+    variables: dict[str, str] = {}  # environment variables of the instance
+    params: dict[str, str] = {}  # default parameters, merged under the event
+    sample: str = ""  # path inside the package of one real input; ends every load with a warm-up call
+    sample_type: str = ""
+    network: bool = False
+    isolation: str = "freeze"  # or "strict"
+    device: str = "cpu"
+    wall: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def revision(self) -> str:
+        return f"{self.key}@{self.version}"
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """What one real load and call showed, plus which modules came from the environment, in order."""
+
+    costs: Costs
+    modules: tuple[str, ...] = ()
+    tasks: int = 1  # threads alive after load
+    file_bytes: int = 0  # mapped file pages, weighed apart
+    answer: str = ""  # what the sample gave, cut to a line
+
+
+class Phases(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds spent in each phase of one invocation; zero where the phase did not happen."""
+
+    queue: float = 0.0
+    container: float = 0.0
+    extract: float = 0.0
+    imports: float = msgspec.field(default=0.0, name="import")
+    load: float = 0.0
+    device: float = 0.0
+    warmup: float = 0.0
+    inference: float = 0.0
+
+
+class Activation(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of one invocation."""
+
+    id: str
+    namespace: str
+    function: str
+    version: int
+    start: str
+    status: str  # "ok" or an error code
+    wall: float  # seconds since 1970, when accepted
+    e2e_s: float
+    phases: Phases
+    container: str = ""
+    instance: str = ""
+    request: int = 0  # its number in the event log
+    epoch: str = ""  # which run of the server
+    error: str = ""
+    hint: str = ""
+    error_phase: str = ""
+    trace: str = ""

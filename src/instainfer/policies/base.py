@@ -1,0 +1,205 @@
+"""Protocols of the policies and the snapshots that they see.
+
+A policy never sees the platform's own objects: it gets frozen views and returns plain decisions. All times
+are seconds on the platform's clock, all sizes bytes. Everything must be deterministic: equal calls, equal
+answers, independent of hash seeds (sort before iterating over a set).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from instainfer.model import Level
+
+#: Horizon over which an arrival probability is stated, seconds (baselines: where the papers are silent, 60 s).
+HORIZON_S = 60.0
+
+
+class Predictor(Protocol):
+    """One question: how many arrivals per second of f, now, given its history?"""
+
+    def observe(self, function: str, now: float) -> None:
+        """An arrival. Called for every one, in order of time; must be cheap (the request path)."""
+        ...
+
+    def forget(self, function: str) -> None: ...
+
+    def rate(self, function: str, now: float) -> float:
+        """Arrivals per second expected at `now`; 0.0 for a function never seen."""
+        ...
+
+    def probability(self, function: str, now: float, horizon_s: float = HORIZON_S) -> float:
+        """Probability of at least one arrival in (now, now + horizon]."""
+        ...
+
+    def last(self, function: str) -> float | None:
+        """Time of the last arrival, or None."""
+        ...
+
+
+class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance in a container, as a policy sees it."""
+
+    instance: str
+    function: str
+    level: Level  # reached, or being reached
+    bytes: int  # it holds (measured, or expected while it loads)
+    evictable: bool  # not running, not loading, nobody waits for it
+    stale: bool = False  # of an older revision
+
+
+class ContainerView(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    node: str
+    namespace: str
+    owner: str  # the function that ran last
+    limit: int
+    free: int  # limit - bytes of its instances
+    idle: bool  # nothing runs or loads in it: an item may be loaded into it now
+    created: float
+    last_used: float  # last invocation finished (created, if none); pre-loads never move it
+    uses: int
+    residents: tuple[ResidentView, ...] = ()
+    mounts: tuple[str, ...] = ()
+    pinned: bool = False
+
+
+class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
+    """A function as a pre-load policy sees it. `ready` is the best level of any of its instances that could
+    serve a request at once (or will when its running load ends)."""
+
+    name: str
+    namespace: str
+    libraries: str
+    mounts: tuple[str, ...]
+    import_s: float
+    load_s: float  # load + warm-up: what level LOADED saves beyond IMPORTED
+    imported_bytes: int
+    loaded_bytes: int  # cumulative
+    ready: Level
+    blocked: bool = False  # a pre-load of it failed lately: leave it alone
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a pre-load decision may rest on. Sorted by name/id."""
+
+    functions: tuple[FunctionView, ...]
+    containers: tuple[ContainerView, ...]
+    load_slots: dict[str, int]  # node -> further loads it can take now
+    guests: dict[str, bool]  # node -> may a container hold other functions than its owner?
+
+
+class KeepAlive(Protocol):
+    """The cold-start manager: alone decides how long a container lives."""
+
+    def used(self, container: ContainerView, now: float, *, cold_s: float) -> None:
+        """An invocation finished in it; `cold_s` is what a cold start of its function costs beyond a warm one."""
+        ...
+
+    def gone(self, container: str) -> None: ...
+
+    def expires_at(self, container: ContainerView) -> float | None:
+        """When this idle container is to be destroyed, or None for no time limit."""
+        ...
+
+    def victims(
+        self, containers: Sequence[ContainerView], need: int, now: float, *, alive: Sequence[ContainerView]
+    ) -> list[str]:
+        """Idle containers (ids, in order) out of `containers` to destroy so that at least `need` bytes of
+        limits come free; [] when they do not cover it. `alive`: all containers, the busy ones included."""
+        ...
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """A thing to have in memory: a function at a level. `level` IMPORTED is its libraries, LOADED its model
+    on top of them (an item of its own, whose value and weight are what it adds)."""
+
+    function: str
+    namespace: str
+    level: Level
+    value: float  # expected seconds of latency saved per second of holding it: rate x seconds that it saves
+    weight: int  # bytes beyond the level below
+    mounts: tuple[str, ...] = ()
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    instance: str
+    function: str
+    level: Level
+    value: float
+    bytes: int
+
+
+class Bin(msgspec.Struct, frozen=True, kw_only=True):
+    """A container's idle memory. `held` are evictable items in it with their present values; `fixed` names
+    functions that are in it and cannot go (their items must not be placed again)."""
+
+    container: str
+    namespace: str
+    node: str
+    free: int
+    open: bool = True  # may something be loaded into it now?
+    own: str = ""  # if set, only this function may be placed (sandbox without guests)
+    mounts: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
+    fixed: tuple[str, ...] = ()
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """Load `function` up to `level` into `container`, after off-loading `displaced` (instance ids in it)."""
+
+    function: str
+    level: Level
+    container: str
+    displaced: tuple[str, ...] = ()
+    value: float = 0.0
+    weight: int = 0
+
+
+class Placement(Protocol):
+    """Multiple knapsack over idle memory."""
+
+    def place(self, bins: Sequence[Bin], items: Sequence[Item]) -> list[Assignment]:
+        """At most one assignment per function and per open bin's loading turn is used by the caller now;
+        the list is in order of density (value per byte), best first. Never displaces more value than it
+        places, nor anything in order to place what fits without."""
+        ...
+
+
+class Preload(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision of a pre-load policy, with its grounds in numbers."""
+
+    function: str
+    level: Level
+    container: str
+    displaced: tuple[str, ...]
+    rule: str
+    rate: float
+    probability: float
+    saves_s: float
+    weight: int
+
+
+class Offload(msgspec.Struct, frozen=True, kw_only=True):
+    instance: str
+    rule: str
+    rate: float
+    probability: float
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    preloads: tuple[Preload, ...] = ()
+    offloads: tuple[Offload, ...] = ()
+    wake_at: float | None = None  # decide again then, if nothing happens before
+
+
+class PreloadPolicy(Protocol):
+    """A mode: which function at which level in which container. Gets a forecast, never a raw history."""
+
+    #: the papers' rule: all others in a container end, and their data are erased, before one runs
+    ends_co_residents: bool
+
+    def plan(self, snapshot: Snapshot, forecast: Predictor, now: float) -> Plan: ...

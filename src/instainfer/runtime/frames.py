@@ -1,0 +1,94 @@
+"""Frames between the platform and an instance, sans I/O.
+
+A frame is a 13-byte head, a JSON meta part and a body that nobody on the way parses:
+
+    u32 length of meta + body | u8 kind | u32 request | u32 length of meta
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+
+HEAD = struct.Struct("!IBII")
+
+# platform -> instance
+GO = 1  # meta: the instance spec; the first frame
+RAISE = 2  # meta: {"level": int}
+CALL = 3  # meta: {"type": content type, "activation": id}, body: the payload
+STOP = 4  # end in good order
+
+# instance -> platform
+READY = 10  # meta: {"level", "import_s", "load_s", "warmup_s", "first_s", "modules", "tasks", "answer"}
+FAILED = 11  # meta: {"phase", "error", "trace"}; the process exits after it
+RESULT = 12  # meta: {"type": content type, "s": seconds of inference}, body: the answer
+ERROR = 13  # meta: {"phase", "error", "trace", "s", "bad_input": bool}; the instance lives on
+
+LARGEST = 1 << 30
+
+
+def encode(kind: int, request: int = 0, meta: dict | None = None, body: bytes = b"") -> bytes:
+    """One frame as bytes."""
+    head = json.dumps(meta, separators=(",", ":")).encode() if meta else b""
+    return b"".join((HEAD.pack(len(head) + len(body), kind, request, len(head)), head, body))
+
+
+class Decoder:
+    """Bytes in, frames out: `feed` returns [(kind, request, meta, body)].
+
+    Raises ValueError on a frame that nobody of ours would write; the stream cannot be used after it.
+    """
+
+    def __init__(self, largest: int = LARGEST) -> None:
+        self._buffer = bytearray()
+        self._largest = largest
+
+    def feed(self, data: bytes) -> list[tuple[int, int, dict, bytes]]:
+        buffer = self._buffer
+        buffer += data
+        found = []
+        at = 0
+        while len(buffer) - at >= HEAD.size:
+            length, kind, request, meta_length = HEAD.unpack_from(buffer, at)
+            if length > self._largest or meta_length > length:
+                raise ValueError("frame of %d bytes is over %d" % (length, self._largest))
+            if len(buffer) - at - HEAD.size < length:
+                break
+            start = at + HEAD.size
+            body_at = start + meta_length
+            end = start + length
+            meta = json.loads(bytes(buffer[start:body_at])) if meta_length else {}
+            found.append((kind, request, meta, bytes(buffer[body_at:end])))
+            at = end
+        if at:
+            del buffer[:at]
+        return found
+
+
+def read_frame(sock: socket.socket) -> tuple[int, int, dict, bytes] | None:
+    """The next frame from a blocking socket, or None at its end."""
+    head = _exactly(sock, HEAD.size)
+    if head is None:
+        return None
+    length, kind, request, meta_length = HEAD.unpack(head)
+    if length > LARGEST or meta_length > length:
+        raise ValueError("frame of %d bytes is over %d" % (length, LARGEST))
+    meta = _exactly(sock, meta_length) if meta_length else b""
+    body = _exactly(sock, length - meta_length) if length > meta_length else b""
+    if meta is None or body is None:
+        return None
+    return kind, request, json.loads(meta) if meta else {}, body
+
+
+def _exactly(sock: socket.socket, count: int) -> bytes | None:
+    data = sock.recv(count)
+    if len(data) == count:
+        return data
+    parts = bytearray(data)
+    while len(parts) < count:
+        data = sock.recv(min(count - len(parts), 1 << 20))
+        if not data:
+            return None
+        parts += data
+    return bytes(parts)

@@ -1,0 +1,1 @@
+"""Sandboxes: isolated containers made by different means, one contract for all."""
