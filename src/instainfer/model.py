@@ -77,11 +77,13 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     libraries: str = ""  # content key of its environment: equal keys, equal libraries
     mounts: tuple[str, ...] = ()
     strict: bool = False  # isolation = "strict": all others in its container end before it runs
+    network: bool = False
     costs: Costs = Costs()
 
     @property
-    def namespace(self) -> str:
-        return self.name.partition("/")[0]
+    def zone(self) -> str:
+        """Only functions of one zone may share a container: its namespace, and whether it has a network."""
+        return self.name.partition("/")[0] + ("+network" if self.network else "")
 
 
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +100,8 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     environment: str  # digest of a built environment, or "" when `python` names an interpreter path
     python: str  # "3.11", or the path of an existing interpreter
+    interpreter: str = ""  # path of the interpreter it runs on, as resolved when it was deployed
+    mounts: tuple[str, ...] = ()  # host paths that this interpreter needs
     requirements: tuple[str, ...] = ()
     variables: dict[str, str] = {}  # environment variables of the instance
     params: dict[str, str] = {}  # default parameters, merged under the event
@@ -114,7 +118,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def revision(self) -> str:
-        return f"{self.key}@{self.version}"
+        return f"{self.key}@{self.version}:{self.digest.rpartition(':')[2][:12]}"
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):

@@ -89,10 +89,13 @@ class InstanceFailed(Event, frozen=True, kw_only=True):
 
 
 class InstanceLost(Event, frozen=True, kw_only=True):
-    """Ended as told, or its process died."""
+    """Ended as told, or its process died. `code` is one of errors.BY_CODE; `request` is the one that caused
+    it, where one did (it passed its time limit): others that ran beside it are victims."""
 
     instance: str
     reason: str = ""
+    code: str = "instance_crashed"
+    request: int | None = None
 
 
 class MemorySampled(Event, frozen=True, kw_only=True):

@@ -8,8 +8,11 @@ A frame is a 13-byte head, a JSON meta part and a body that nobody on the way pa
 from __future__ import annotations
 
 import json
-import socket
 import struct
+
+TYPE_CHECKING = False  # `typing` is not worth its import time in every instance
+if TYPE_CHECKING:
+    import socket
 
 HEAD = struct.Struct("!IBII")
 
@@ -27,10 +30,13 @@ ERROR = 13  # meta: {"phase", "error", "trace", "s", "bad_input": bool}; the ins
 
 LARGEST = 1 << 30
 
+_dumps = json.JSONEncoder(separators=(",", ":")).encode  # kept: json.dumps makes one per call
+_loads = json.JSONDecoder().decode
+
 
 def encode(kind: int, request: int = 0, meta: dict | None = None, body: bytes = b"") -> bytes:
     """One frame as bytes."""
-    head = json.dumps(meta, separators=(",", ":")).encode() if meta else b""
+    head = _dumps(meta).encode() if meta else b""
     return b"".join((HEAD.pack(len(head) + len(body), kind, request, len(head)), head, body))
 
 
@@ -38,31 +44,36 @@ class Decoder:
     """Bytes in, frames out: `feed` returns [(kind, request, meta, body)].
 
     Raises ValueError on a frame that nobody of ours would write; the stream cannot be used after it.
+    `missing` is how many bytes the frame begun still needs (0 when its head is not here yet): how much to
+    ask the socket for.
     """
 
     def __init__(self, largest: int = LARGEST) -> None:
         self._buffer = bytearray()
         self._largest = largest
+        self.missing = 0
 
     def feed(self, data: bytes) -> list[tuple[int, int, dict, bytes]]:
         buffer = self._buffer
         buffer += data
         found = []
-        at = 0
+        at = missing = 0
         while len(buffer) - at >= HEAD.size:
             length, kind, request, meta_length = HEAD.unpack_from(buffer, at)
-            if length > self._largest or meta_length > length:
-                raise ValueError("frame of %d bytes is over %d" % (length, self._largest))
-            if len(buffer) - at - HEAD.size < length:
-                break
+            _check(length, meta_length, self._largest)
             start = at + HEAD.size
             body_at = start + meta_length
             end = start + length
-            meta = json.loads(bytes(buffer[start:body_at])) if meta_length else {}
-            found.append((kind, request, meta, bytes(buffer[body_at:end])))
+            if len(buffer) < end:
+                missing = end - len(buffer)
+                break
+            with memoryview(buffer) as view:  # released before the buffer shrinks
+                meta = _meta(bytes(view[start:body_at]))
+                found.append((kind, request, meta, bytes(view[body_at:end])))
             at = end
         if at:
             del buffer[:at]
+        self.missing = missing
         return found
 
 
@@ -72,13 +83,31 @@ def read_frame(sock: socket.socket) -> tuple[int, int, dict, bytes] | None:
     if head is None:
         return None
     length, kind, request, meta_length = HEAD.unpack(head)
-    if length > LARGEST or meta_length > length:
-        raise ValueError("frame of %d bytes is over %d" % (length, LARGEST))
+    _check(length, meta_length, LARGEST)
     meta = _exactly(sock, meta_length) if meta_length else b""
     body = _exactly(sock, length - meta_length) if length > meta_length else b""
     if meta is None or body is None:
         return None
-    return kind, request, json.loads(meta) if meta else {}, body
+    return kind, request, _meta(meta), body
+
+
+def _check(length: int, meta_length: int, largest: int) -> None:
+    if length > largest:
+        raise ValueError("frame of %d bytes is over %d" % (length, largest))
+    if meta_length > length:
+        raise ValueError("meta of %d bytes in a frame of %d" % (meta_length, length))
+
+
+def _meta(data: bytes) -> dict:
+    if not data:
+        return {}
+    try:
+        meta = _loads(data.decode())
+    except RecursionError:  # nested on purpose: the other end may be a tenant's
+        raise ValueError("meta is nested too deep") from None
+    if not isinstance(meta, dict):
+        raise ValueError("meta is not an object")
+    return meta
 
 
 def _exactly(sock: socket.socket, count: int) -> bytes | None:

@@ -79,10 +79,16 @@ class Container(Protocol):
     id: str
     control: socket.socket  # the agent's end; SOCK_SEQPACKET, non-blocking
 
+    def doors(self, instance: str, *, limit: int) -> list[int]:
+        """Open files into each of which the child that is about to become the instance writes "0" and so
+        moves itself under the instance's own cgroup: hand them to `ManagerLink.spawn`, which closes them.
+        An optimisation only (on cgroup v1 30 µs instead of 15-25 ms): `attach` decides. May be empty."""
+        ...
+
     def attach(self, instance: str, pid: int, *, limit: int) -> None:
         """Take the process `pid` (as this host numbers it), which waits for its go, under the instance's
-        own cgroup. Every later child of it belongs to the instance. Raises ProcessLookupError when it
-        is gone."""
+        own cgroup, unless it came in through the doors. Every later child of it belongs to the instance.
+        Raises ProcessLookupError when it is gone."""
         ...
 
     async def freeze(self, instance: str) -> None:

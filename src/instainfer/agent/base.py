@@ -1,0 +1,203 @@
+"""The agent's interface: messages in, messages out, nothing else.
+
+The controller speaks to the pre-loading agent of a node only through `Agent`: commands go in with `send` (they
+never answer and never raise), everything that happens comes back through the sink that `start` was given. The
+in-process and the HTTP implementation pass the same contract suite; a command that names something unknown
+is answered by the report that says it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from instainfer.core import actions, events
+from instainfer.model import Profile, Style
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
+    """All that an agent needs to run one version of a function."""
+
+    id: str  # FunctionSpec.revision
+    namespace: str
+    name: str
+    number: int  # of the function in its namespace: its inner uid is 1000 + number
+    uid_base: int  # of the namespace
+    digest: str  # of the package
+    style: Style
+    entry: str
+    python: str  # path of the interpreter
+    mounts: tuple[str, ...] = ()
+    memory: int = 512 << 20
+    timeout_s: float = 60.0
+    load_timeout_s: float = 300.0
+    concurrency: int = 1
+    network: bool = False
+    variables: dict[str, str] = {}
+    params: dict[str, str] = {}
+    sample: str = ""
+    sample_type: str = ""
+    modules: tuple[str, ...] = ()  # recorded: what level IMPORTED imports
+    max_answer: int = 64 << 20
+    log_bytes: int = 64 << 10  # per activation
+
+
+# ---- commands: the core's actions, and these -----------------------------------------------------------------
+
+
+class Provide(Message, frozen=True, kw_only=True):
+    """This revision may be loaded from now on. Answered by Missing when its package is not on the node."""
+
+    revision: Revision
+
+
+class Deliver(Message, frozen=True, kw_only=True):
+    """The package of a revision."""
+
+    revision: str
+    package: bytes
+
+
+class Withdraw(Message, frozen=True, kw_only=True):
+    """The revision is deleted: its package goes when nothing runs it any more."""
+
+    revision: str
+
+
+class Invoke(Message, frozen=True, kw_only=True):
+    """Answered by Answered, or by InstanceLost for all that ran in the instance."""
+
+    request: int
+    instance: str
+    activation: str
+    type: str
+    body: bytes
+
+
+class Build(Message, frozen=True, kw_only=True):
+    """Build an environment. Answered by Progress, then Built or TaskFailed."""
+
+    token: int
+    namespace: str
+    uid_base: int
+    requirements: tuple[str, ...]
+    python: str
+
+
+class Measure(Message, frozen=True, kw_only=True):
+    """Load the revision for real in a container of its own, call it with its sample, end it. Answered by
+    Progress, then Measured or TaskFailed."""
+
+    token: int
+    revision: str
+
+
+Command = (
+    actions.CreateContainer
+    | actions.ResizeContainer
+    | actions.DestroyContainer
+    | actions.Load
+    | actions.Raise
+    | actions.Offload
+    | actions.Freeze
+    | actions.Thaw
+    | Provide
+    | Deliver
+    | Withdraw
+    | Invoke
+    | Build
+    | Measure
+)
+
+# ---- reports: the core's events, and these -------------------------------------------------------------------
+
+
+class Missing(Message, frozen=True, kw_only=True):
+    revision: str
+
+
+class Answered(Message, frozen=True, kw_only=True):
+    """The function's answer (`problem` empty) or its error. `queued_s`: from the command to the frame sent,
+    freezing others included."""
+
+    request: int
+    instance: str
+    inference_s: float
+    type: str = ""
+    body: bytes = b""
+    problem: dict[str, Any] = {}
+    logs: tuple[tuple[str, str], ...] = ()  # (stream, text)
+    queued_s: float = 0.0
+
+
+class Logged(Message, frozen=True, kw_only=True):
+    """Output outside any invocation: of imports, loads, crashes, threads."""
+
+    revision: str
+    instance: str
+    logs: tuple[tuple[str, str], ...]
+
+
+class Progress(Message, frozen=True, kw_only=True):
+    token: int
+    message: str
+
+
+class Built(Message, frozen=True, kw_only=True):
+    token: int
+    digest: str
+    python: str
+    mounts: tuple[str, ...]
+
+
+class Measured(Message, frozen=True, kw_only=True):
+    token: int
+    profile: Profile
+
+
+class TaskFailed(Message, frozen=True, kw_only=True):
+    token: int
+    problem: dict[str, Any]
+
+
+Report = (
+    events.ContainerReady
+    | events.ContainerLost
+    | events.InstanceReady
+    | events.InstanceFailed
+    | events.InstanceLost
+    | events.MemorySampled
+    | events.NodeLost
+    | Missing
+    | Answered
+    | Logged
+    | Progress
+    | Built
+    | Measured
+    | TaskFailed
+)
+
+Sink = Callable[[Report], None]
+
+
+class Agent(Protocol):
+    node: str
+
+    async def start(self, sink: Sink) -> events.NodeJoined:
+        """Remove leftovers, get ready, say what the node has. Reports come to `sink` on the caller's loop,
+        in the order in which they happened. Raises errors.Unavailable."""
+        ...
+
+    def send(self, command: Command) -> None:
+        """In order per container. Never blocks."""
+        ...
+
+    async def aclose(self) -> None:
+        """End everything on the node."""
+        ...

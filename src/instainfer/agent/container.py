@@ -1,0 +1,260 @@
+"""One live container of this node: its commands in order, its instances, their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from instainfer.agent.base import Invoke, Revision, Sink
+from instainfer.agent.instance import InstanceHost, Output
+from instainfer.agent.link import Exit, ManagerLink
+from instainfer.core import actions
+from instainfer.core.events import ContainerLost, InstanceFailed, InstanceLost
+from instainfer.errors import InstaInferError
+from instainfer.model import Level
+from instainfer.sandbox.base import Container, Usage
+
+log = logging.getLogger(__name__)
+
+BOOT = Path(__file__).resolve().parent.parent / "runtime" / "boot.py"
+HELLO_S = 10.0
+FIRST_UID = 1000  # inner uids of functions: 1000 + number
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+Work = (
+    actions.Load
+    | actions.Raise
+    | actions.Offload
+    | actions.Freeze
+    | actions.Thaw
+    | actions.ResizeContainer
+    | Invoke
+)
+
+
+class ContainerHost:
+    """Carries out commands in the order in which they came: what follows a Freeze or a Load starts once that
+    is confirmed. On the hot path nothing is pending and a command is carried out where it is called."""
+
+    def __init__(
+        self,
+        container: Container,
+        report: Sink,
+        revision: Callable[[str], tuple[Revision, Path] | None],
+        ended: Callable[[str], None],
+        *,
+        apart: bool,
+    ) -> None:
+        self.id = container.id
+        self._apart = apart  # every function has a uid of its own
+        self.container = container
+        self.instances: dict[str, InstanceHost] = {}
+        self.touched = True  # something ran or loaded since memory was last sampled
+        self._report = report
+        self._revision = revision
+        self._ended = ended
+        self._pending: deque[Work] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._reasons: dict[str, tuple[str, str, int | None]] = {}  # why we ended an instance
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gone = False
+        self.link = ManagerLink(container.control, on_lost=self._manager_lost)
+
+    async def ready(self) -> None:
+        """Raises Unavailable when the manager does not say hello."""
+        await self.link.hello(HELLO_S)
+
+    def submit(self, work: Work) -> None:
+        if self._gone:
+            return
+        if self._worker is None and not isinstance(work, actions.Load | actions.Freeze):
+            self._now(work)
+            return
+        self._pending.append(work)
+        if self._worker is None:
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        try:
+            while self._pending and not self._gone:
+                work = self._pending.popleft()
+                if isinstance(work, actions.Load):
+                    await self._load(work)
+                elif isinstance(work, actions.Freeze):
+                    await self._freeze(work.instance)
+                else:
+                    self._now(work)
+        finally:
+            self._worker = None
+
+    def _now(self, work: Work) -> None:
+        if isinstance(work, actions.ResizeContainer):
+            self._resize(work.limit)
+            return
+        instance = self.instances.get(work.instance) if not isinstance(work, actions.Load) else None
+        if instance is None:
+            return  # it ended meanwhile: InstanceLost was or will be reported
+        if isinstance(work, Invoke):
+            self.touched = True
+            instance.invoke(work.request, work.activation, work.type, work.body)
+        elif isinstance(work, actions.Thaw):
+            with suppress(OSError):
+                self.container.thaw(work.instance)
+            instance.thawed()
+        elif isinstance(work, actions.Raise):
+            self.touched = True
+            instance.lift(work.level)
+        elif isinstance(work, actions.Offload):
+            self.end(work.instance, work.why.rule, "", None)
+
+    def _resize(self, limit: int) -> None:
+        try:
+            self.container.resize(limit)
+        except OSError as error:
+            # The kernel cannot reclaim that much yet; the limit it has stays in force until the next change.
+            log.warning("container %s keeps its limit: %s", self.id, error)
+
+    async def _freeze(self, name: str) -> None:
+        instance = self.instances.get(name)
+        if instance is None:
+            return
+        instance.freezing()
+        try:
+            await self.container.freeze(name)
+        except (OSError, TimeoutError) as error:
+            # It must not execute beside the next one: if it cannot be frozen it ends.
+            self.end(name, f"it could not be frozen: {error}", "instance_crashed", None)
+
+    async def _load(self, work: actions.Load) -> None:
+        found = self._revision(work.revision)
+        if found is None:
+            reason = "its package was withdrawn from the node"
+            self._report(InstanceFailed(instance=work.instance, phase="extract", reason=reason))
+            return
+        revision, package = found
+        try:
+            await self.spawn(work.instance, revision, package, work.level)
+        except (OSError, InstaInferError) as error:
+            reason = f"its process could not be started: {error}"
+            self._report(InstanceFailed(instance=work.instance, phase="container", reason=reason))
+
+    async def spawn(self, name: str, revision: Revision, package: Path, level: Level) -> InstanceHost:
+        """Start the process, put it under its cgroup before it executes anything, and tell it to load."""
+        uid = FIRST_UID + revision.number if self._apart else None
+        spawned = await self.link.spawn(
+            name,
+            argv=[revision.python, "-s", "-B", str(BOOT), "instance", "3"],
+            env=environment(revision),
+            cwd=str(package),
+            uid=uid,
+            gid=uid,
+            limits={"nofile": 1024, "core": 0},
+            attach=lambda pid: self.container.attach(name, pid, limit=revision.memory),
+        )
+        output = Output(spawned.stdout_fd, spawned.stderr_fd, revision.log_bytes)
+        host = InstanceHost(
+            name,
+            revision,
+            str(package),
+            output,
+            self._report,
+            lambda reason, code, request: self.end(name, reason, code, request),
+        )
+        self.instances[name] = host
+        self.touched = True
+        self.link.exited(name).add_done_callback(lambda future: self._exited(name, future))
+        await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=spawned.sock)
+        host.go(level)
+        return host
+
+    def end(self, name: str, reason: str, code: str, request: int | None) -> None:
+        """Kill it; InstanceLost follows when it is gone."""
+        if name in self.instances:
+            self._reasons.setdefault(name, (reason, code, request))
+            self.container.kill(name)
+
+    def _exited(self, name: str, future: asyncio.Future[Exit]) -> None:
+        if self._gone or future.cancelled():
+            return
+        task = asyncio.get_running_loop().create_task(self._bury(name, future.result()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _bury(self, name: str, exit: Exit) -> None:
+        oom = self.container.oom_killed(name)
+        with suppress(OSError, TimeoutError):
+            await self.container.detach(name)
+        instance = self.instances.pop(name, None)
+        if instance is None:
+            return
+        instance.close()
+        if instance.failed:
+            return  # InstanceFailed said it all
+        reason, code, request = self._reasons.pop(name, ("", "", None))
+        if oom:
+            limit = instance.revision.memory >> 20
+            reason = f"killed: it went over its memory limit of {limit} MB (set `memory` in function.toml)"
+        elif not reason:
+            reason = f"its process {how(exit)}"
+        code = code or "instance_crashed"
+        self._report(InstanceLost(instance=name, reason=reason, code=code, request=request))
+
+    def _manager_lost(self, reason: str) -> None:
+        if not self._gone:
+            task = asyncio.get_running_loop().create_task(self.close(f"its manager is gone: {reason}"))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def usage(self) -> Usage:
+        return self.container.usage()
+
+    async def close(self, reason: str) -> None:
+        """End it whatever its state, and report it lost. Idempotent."""
+        if self._gone:
+            return
+        self._gone = True
+        self._pending.clear()
+        if self._worker is not None:
+            self._worker.cancel()
+        self.link.close()
+        await self.container.destroy()
+        for instance in self.instances.values():
+            instance.close()
+        self.instances.clear()
+        self._ended(self.id)
+        self._report(ContainerLost(container=self.id, reason=reason))
+
+
+def environment(revision: Revision) -> dict[str, str]:
+    """The variables of an instance: its own over a minimum; nothing of the server's environment leaks in."""
+    bin_directory = str(Path(revision.python).parent)
+    return {
+        "PATH": f"{bin_directory}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/tmp",
+        "TMPDIR": "/tmp",
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "",
+        # Unpinned threads of co-residents fight for the cores: a 40 ms call became 2 s.
+        **dict.fromkeys(THREADS, "1"),
+        **revision.variables,
+    }
+
+
+def how(exit: Exit) -> str:
+    if exit.signal is not None:
+        try:
+            name = signal.Signals(exit.signal).name
+        except ValueError:
+            name = "unknown"
+        native = (
+            " in native code"
+            if exit.signal in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
+            else ""
+        )
+        return f"crashed{native}: signal {exit.signal} ({name})"
+    return f"exited with status {exit.code}"

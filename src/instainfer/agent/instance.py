@@ -1,0 +1,297 @@
+"""The platform's end of one instance: its frames, its output, its time limits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from instainfer.agent.base import Answered, Logged, Revision, Sink
+from instainfer.core.events import InstanceFailed, InstanceReady
+from instainfer.errors import BadInput, InvocationFailed
+from instainfer.model import Level
+from instainfer.runtime import frames
+
+READ = 1 << 16
+KEEP_LOADING = 64 << 10  # bytes of output kept outside invocations, to explain a failed load
+
+
+class Output:
+    """What an instance writes to stdout and stderr, in order, up to a limit per activation."""
+
+    def __init__(self, stdout: int, stderr: int, limit: int) -> None:
+        self._streams = ((stdout, "stdout"), (stderr, "stderr"))
+        self._open = {stdout, stderr}
+        self._limit = limit
+        self._lines: list[tuple[str, str]] = []
+        self._size = 0
+        self._loop = asyncio.get_running_loop()
+        for descriptor, _ in self._streams:
+            os.set_blocking(descriptor, False)
+            self._loop.add_reader(descriptor, self._readable, descriptor)
+
+    def _readable(self, descriptor: int) -> None:
+        stream = "stdout" if descriptor == self._streams[0][0] else "stderr"
+        self._read(descriptor, stream, once=True)
+
+    def _read(self, descriptor: int, stream: str, *, once: bool) -> None:
+        while descriptor in self._open:
+            try:
+                data = os.read(descriptor, READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._loop.remove_reader(descriptor)
+                self._open.discard(descriptor)
+                os.close(descriptor)
+                return
+            room = self._limit - self._size
+            if room > 0:
+                text = data[:room].decode("utf-8", "replace")
+                if len(data) > room:
+                    text += f"\n[output over {self._limit} bytes was dropped]\n"
+                self._lines.append((stream, text))
+            self._size += len(data)
+            if once:
+                return
+
+    def take(self) -> tuple[tuple[str, str], ...]:
+        """Everything written since the last call: what precedes a result in its pipe belongs to it."""
+        for descriptor, stream in self._streams:
+            self._read(descriptor, stream, once=False)
+        if not self._lines:
+            return ()
+        lines, self._lines, self._size = tuple(self._lines), [], 0
+        return lines
+
+    def close(self) -> None:
+        for descriptor in list(self._open):
+            self._loop.remove_reader(descriptor)
+            os.close(descriptor)
+        self._open.clear()
+
+
+class InstanceHost(asyncio.Protocol):
+    """Speaks frames with one instance process.
+
+    Reports InstanceReady, InstanceFailed, Answered and Logged itself; its end (InstanceLost) is reported by
+    the container, which owns the process. `expire(reason, code, request)` is called when it must be killed.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        revision: Revision,
+        package: str,
+        output: Output,
+        report: Sink,
+        expire: Callable[[str, str, int | None], None],
+    ) -> None:
+        self.id = id
+        self.package = package  # where its files are, inside as outside
+        self.details: dict[str, Any] = {}  # what its last READY said
+        self.revision = revision
+        self.output = output
+        self.failed = False
+        self.loading = False
+        self._report = report
+        self._expire = expire
+        self._loop = asyncio.get_running_loop()
+        self._decoder = frames.Decoder(largest=revision.max_answer + (1 << 20))
+        self._transport: asyncio.Transport | None = None
+        self._calls: dict[int, tuple[asyncio.TimerHandle, float]] = {}
+        self._load_timer: asyncio.TimerHandle | None = None
+        self._load_left = 0.0
+        self._load_since = 0.0
+        self._load_started = 0.0
+        self._frozen_at: float | None = None
+        self._frozen_s = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment] # uvloop's transports are not asyncio subclasses
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+
+    # ---- commands ------------------------------------------------------------------------------------------
+
+    def go(self, level: Level) -> None:
+        revision = self.revision
+        self._write(
+            frames.encode(
+                frames.GO,
+                0,
+                {
+                    "function": f"{revision.namespace}/{revision.name}",
+                    "package": self.package,
+                    "style": str(revision.style),
+                    "entry": revision.entry,
+                    "level": int(level),
+                    "modules": list(revision.modules),
+                    "params": revision.params,
+                    "sample": revision.sample,
+                    "sample_type": revision.sample_type,
+                    "concurrency": revision.concurrency,
+                    "max_answer": revision.max_answer,
+                },
+            )
+        )
+        self._start_load()
+
+    def lift(self, level: Level) -> None:
+        self._write(frames.encode(frames.RAISE, 0, {"level": int(level)}))
+        self._start_load()
+
+    def invoke(self, request: int, activation: str, content_type: str, body: bytes) -> None:
+        timeout = self.revision.timeout_s
+        timer = self._loop.call_later(timeout, self._too_long, request)
+        self._calls[request] = (timer, time.perf_counter())
+        self._write(frames.encode(frames.CALL, request, {"type": content_type, "activation": activation}, body))
+
+    def freezing(self) -> None:
+        """Frozen time counts neither as load time nor towards the limit."""
+        self._frozen_at = time.monotonic()
+        if self._load_timer is not None:
+            self._load_timer.cancel()
+            self._load_timer = None
+            self._load_left -= self._frozen_at - self._load_since
+
+    def thawed(self) -> None:
+        if self._frozen_at is not None:
+            if self.loading:
+                self._frozen_s += time.monotonic() - self._frozen_at
+                self._arm_load()
+            self._frozen_at = None
+
+    def close(self) -> None:
+        """Its process is gone."""
+        for timer, _ in self._calls.values():
+            timer.cancel()
+        self._calls.clear()
+        if self._load_timer is not None:
+            self._load_timer.cancel()
+        if logs := self.output.take():
+            self._report(Logged(revision=self.revision.id, instance=self.id, logs=logs))
+        self.output.close()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def _start_load(self) -> None:
+        self.loading = True
+        self._frozen_s = 0.0
+        self._load_started = time.monotonic()
+        self._load_left = self.revision.load_timeout_s
+        self._arm_load()
+
+    def _arm_load(self) -> None:
+        self._load_since = time.monotonic()
+        self._load_timer = self._loop.call_later(max(self._load_left, 0.0), self._load_too_long)
+
+    def _load_too_long(self) -> None:
+        limit = self.revision.load_timeout_s
+        self._expire(f"its load passed the time limit of {limit:g} s", "timed_out", None)
+
+    def _too_long(self, request: int) -> None:
+        if request in self._calls:
+            limit = self.revision.timeout_s
+            self._expire(f"killed at its time limit of {limit:g} s", "timed_out", request)
+
+    # ---- frames from the instance: hostile until proven otherwise ------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, request, meta, body in self._decoder.feed(data):
+                self._frame(kind, request, meta, body)
+        except (ValueError, KeyError, TypeError) as error:
+            self._expire(f"it broke the protocol: {error}", "instance_crashed", None)
+
+    def _frame(self, kind: int, request: int, meta: dict[str, Any], body: bytes) -> None:
+        if kind == frames.RESULT or kind == frames.ERROR:
+            call = self._calls.pop(request, None)
+            if call is None:
+                return  # nobody asked (any more)
+            call[0].cancel()
+            seconds = _sane(meta.get("s"), time.perf_counter() - call[1])
+            if kind == frames.RESULT:
+                self._report(
+                    Answered(
+                        request=request,
+                        instance=self.id,
+                        inference_s=seconds,
+                        type=str(meta.get("type", "application/json")),
+                        body=body,
+                        logs=self.output.take(),
+                    )
+                )
+            else:
+                self._report(
+                    Answered(
+                        request=request,
+                        instance=self.id,
+                        inference_s=seconds,
+                        problem=self._problem(meta),
+                        logs=self.output.take(),
+                    )
+                )
+        elif kind == frames.READY:
+            self._ready(meta)
+        elif kind == frames.FAILED and not self.loading:
+            self._expire(str(meta.get("error", "it gave up")), "instance_crashed", None)
+        elif kind == frames.FAILED:
+            self.failed = True
+            self._loaded()
+            phase, error = str(meta.get("phase", "load")), str(meta.get("error", ""))
+            trace = str(meta.get("trace", ""))
+            if logs := self.output.take():
+                self._report(Logged(revision=self.revision.id, instance=self.id, logs=logs))
+            reason = f"{error}\n{trace}" if trace else error
+            self._report(InstanceFailed(instance=self.id, phase=phase, reason=reason))
+        else:
+            raise ValueError(f"frame of kind {kind}")
+
+    def _ready(self, meta: dict[str, Any]) -> None:
+        if not self.loading:
+            raise ValueError("ready, but nothing was being loaded")
+        self._loaded()
+        self.details = meta
+        if logs := self.output.take():
+            self._report(Logged(revision=self.revision.id, instance=self.id, logs=logs))
+        # It cannot know when it was frozen: take that time off the load, then the import, then the warm-up.
+        off = self._frozen_s
+        times = {}
+        elapsed = time.monotonic() - self._load_started
+        for key in ("load_s", "import_s", "warmup_s"):
+            measured = _sane(meta.get(key), elapsed)
+            times[key] = max(0.0, measured - off)
+            off = max(0.0, off - measured)
+        self._report(InstanceReady(instance=self.id, level=Level(int(meta["level"])), **times))
+
+    def _loaded(self) -> None:
+        self.loading = False
+        if self._load_timer is not None:
+            self._load_timer.cancel()
+            self._load_timer = None
+
+    def _problem(self, meta: dict[str, Any]) -> dict[str, Any]:
+        function = f"{self.revision.namespace}/{self.revision.name}"
+        phase, error = str(meta.get("phase", "inference")), str(meta.get("error", ""))
+        trace = str(meta.get("trace", ""))
+        if meta.get("bad_input"):
+            hint = "send what the function takes: JSON with content type application/json, else any bytes"
+            return BadInput(error, function=function, phase=phase, hint=hint).problem()
+        hint = f"`instainfer logs {self.revision.name}` shows what it printed"
+        return InvocationFailed(error, function=function, phase=phase, detail=trace, hint=hint).problem()
+
+
+def _sane(said: Any, elapsed: float) -> float:
+    """What an instance says it took, if it can be true; else what passed here."""
+    return float(said) if isinstance(said, int | float) and 0.0 <= said <= elapsed else elapsed

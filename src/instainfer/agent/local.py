@@ -1,0 +1,290 @@
+"""The pre-loading agent of this node, in the controller's process: owns the node's containers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from instainfer.agent import base
+from instainfer.agent.container import FIRST_UID, ContainerHost
+from instainfer.agent.environments import Environments
+from instainfer.agent.measure import measure
+from instainfer.core import actions, events
+from instainfer.errors import BadPackage, InstaInferError, Unavailable
+from instainfer.packages import open_package
+from instainfer.sandbox.base import ContainerSpec, Mount, Sandbox
+
+log = logging.getLogger(__name__)
+
+WITHDRAW_S = 0.5
+SAMPLE_S = 1.0  # memory is looked at no more often, and only where something ran since
+
+
+class LocalAgent:
+    """`data` holds packages/ and environments/, each per namespace; only a namespace's own subdirectories are
+    ever mounted into its containers."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        environments: Environments,
+        data: Path,
+        *,
+        node: str = "local",
+        memory: int,
+        load_slots: int,
+        pids: int = 256,
+        scratch: int = 512 << 20,
+    ) -> None:
+        self.node = node
+        self.sandbox = sandbox
+        self._environments = environments
+        self._data = data
+        self._memory = memory
+        self._load_slots = load_slots
+        self._pids = pids
+        self._scratch = scratch
+        self._report: base.Sink = lambda report: None
+        self._revisions: dict[str, base.Revision] = {}
+        self._current: dict[str, base.Revision] = {}  # function -> what was provided last
+        self._arrivals: dict[str, asyncio.Future[None]] = {}  # revision -> its package is on the node
+        self._containers: dict[str, ContainerHost] = {}
+        self._where: dict[str, str] = {}  # instance -> container
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._sampler: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+
+    async def start(self, sink: base.Sink) -> events.NodeJoined:
+        self._report = sink
+        self._loop = asyncio.get_running_loop()
+        await self.sandbox.start()
+        self._sampler = self._loop.create_task(self._sample_forever())
+        return events.NodeJoined(
+            node=self.node,
+            memory=self._memory,
+            guests=self.sandbox.enforces.function_uids or not self.sandbox.enforces.filesystem,
+            load_slots=self._load_slots,
+        )
+
+    def send(self, command: base.Command) -> None:
+        if isinstance(command, base.Invoke | actions.Freeze | actions.Thaw | actions.Raise | actions.Offload):
+            host = self._containers.get(self._where.get(command.instance, ""))
+            if host is not None:
+                host.submit(command)
+        elif isinstance(command, actions.Load):
+            self._where[command.instance] = command.container
+            host = self._containers.get(command.container)
+            if host is not None:
+                host.submit(command)
+        elif isinstance(command, actions.ResizeContainer):
+            host = self._containers.get(command.container)
+            if host is not None:
+                host.submit(command)
+        elif isinstance(command, actions.CreateContainer):
+            self._spawn(self._create(command))
+        elif isinstance(command, actions.DestroyContainer):
+            self._spawn(self._destroy(command.container, command.why.rule))
+        elif isinstance(command, base.Provide):
+            self._provide(command.revision)
+        elif isinstance(command, base.Deliver):
+            self._spawn(self._deliver(command.revision, command.package))
+        elif isinstance(command, base.Withdraw):
+            self._spawn(self._withdraw(command.revision))
+        elif isinstance(command, base.Build):
+            self._spawn(self._build(command))
+        else:
+            self._spawn(self._measure(command))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._closing:
+            work.close()
+            return
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("agent %s: a task failed", self.node, exc_info=error)
+
+    # ---- containers ----------------------------------------------------------------------------------------
+
+    async def _create(self, command: actions.CreateContainer) -> None:
+        started = time.monotonic()
+        revision = self._current.get(command.function)
+        if revision is None:
+            reason = f"{command.function} was never provided to node {self.node}"
+            self._report(events.ContainerLost(container=command.container, reason=reason))
+            return
+        spec = self.spec(revision, command.container, command.limit, command.mounts)
+        try:
+            host = await self.open(spec, self._report)
+        except (InstaInferError, OSError, TimeoutError) as error:
+            reason = error.message if isinstance(error, InstaInferError) else str(error)
+            self._report(events.ContainerLost(container=command.container, reason=f"no container: {reason}"))
+            return
+        self._containers[command.container] = host
+        self._report(events.ContainerReady(container=command.container, seconds=time.monotonic() - started))
+
+    def spec(self, revision: base.Revision, name: str, limit: int, mounts: tuple[str, ...]) -> ContainerSpec:
+        own = [self._data / kind / revision.namespace for kind in ("packages", "environments")]
+        for directory in own:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return ContainerSpec(
+            id=name,
+            namespace=revision.namespace,
+            uid_base=revision.uid_base,
+            limit=limit,
+            mounts=[Mount(path) for path in (*own, *map(Path, mounts))],
+            network=revision.network,
+            pids=self._pids,
+            scratch=self._scratch,
+        )
+
+    async def open(self, spec: ContainerSpec, report: base.Sink) -> ContainerHost:
+        container = await self.sandbox.create(spec)
+        apart = self.sandbox.enforces.function_uids
+        host = ContainerHost(container, report, self.revision, self._forget, apart=apart)
+        try:
+            await host.ready()
+        except BaseException:
+            await container.destroy()
+            raise
+        return host
+
+    def _forget(self, container: str) -> None:
+        self._containers.pop(container, None)
+        self._where = {i: c for i, c in self._where.items() if c != container}
+
+    async def _destroy(self, name: str, reason: str) -> None:
+        host = self._containers.get(name)
+        if host is None:
+            self._report(events.ContainerLost(container=name, reason=reason))
+        else:
+            await host.close(reason)
+
+    # ---- packages ------------------------------------------------------------------------------------------
+
+    def revision(self, name: str) -> tuple[base.Revision, Path] | None:
+        """What is known of a revision and where its files are; None until they are here."""
+        revision, arrival = self._revisions.get(name), self._arrivals.get(name)
+        if revision is None or arrival is None or not arrival.done() or arrival.exception() is not None:
+            return None
+        return revision, self._path(revision)
+
+    def _path(self, revision: base.Revision) -> Path:
+        # Named by function and digest: readable by this function's uid alone, even where two functions of a
+        # namespace were deployed from the same bytes.
+        digest = revision.digest.rpartition(":")[2][:24]
+        return self._data / "packages" / revision.namespace / f"{revision.name}-{digest}"
+
+    def _provide(self, revision: base.Revision) -> None:
+        self._revisions[revision.id] = revision
+        self._current[f"{revision.namespace}/{revision.name}"] = revision
+        arrival = self._arrivals.setdefault(revision.id, self._loop.create_future())
+        if not arrival.done() and self._path(revision).is_dir():
+            arrival.set_result(None)
+        elif not arrival.done():
+            self._report(base.Missing(revision=revision.id))
+
+    async def _deliver(self, name: str, data: bytes) -> None:
+        revision, arrival = self._revisions.get(name), self._arrivals.get(name)
+        if revision is None or arrival is None or arrival.done():
+            return
+        apart = self.sandbox.enforces.function_uids
+        uid = revision.uid_base + FIRST_UID + revision.number if apart else None
+        target = self._path(revision)
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        try:
+            package = await asyncio.to_thread(open_package, data)
+            await asyncio.to_thread(package.extract, target, uid=uid, gid=uid)
+        except (BadPackage, OSError) as error:
+            log.error("package of %s: %s", name, error)
+            arrival.set_exception(Unavailable(f"its package could not be extracted: {error}", phase="extract"))
+            arrival.exception()  # looked at by those who wait, if any
+        else:
+            arrival.set_result(None)
+
+    async def _withdraw(self, name: str) -> None:
+        while any(i.revision.id == name for host in self._containers.values() for i in host.instances.values()):
+            await asyncio.sleep(WITHDRAW_S)  # it still answers what it was given
+        revision = self._revisions.pop(name, None)
+        self._arrivals.pop(name, None)
+        if revision is None:
+            return
+        function = f"{revision.namespace}/{revision.name}"
+        if self._current.get(function) is revision:
+            del self._current[function]
+        path = self._path(revision)
+        if not any(self._path(other) == path for other in self._revisions.values()):
+            await asyncio.to_thread(remove, path)
+
+    # ---- tasks of a deployment -----------------------------------------------------------------------------
+
+    async def _build(self, command: base.Build) -> None:
+        def progress(message: str) -> None:
+            self._report(base.Progress(token=command.token, message=message))
+
+        try:
+            built = await self._environments.ensure(
+                command.namespace, command.uid_base, command.requirements, command.python, progress
+            )
+        except InstaInferError as error:
+            self._report(base.TaskFailed(token=command.token, problem=error.problem()))
+            return
+        mounts = tuple(str(path) for path in built.mounts)
+        self._report(base.Built(token=command.token, digest=built.digest, python=str(built.python), mounts=mounts))
+
+    async def _measure(self, command: base.Measure) -> None:
+        def progress(message: str) -> None:
+            self._report(base.Progress(token=command.token, message=message))
+
+        try:
+            arrival = self._arrivals.get(command.revision)
+            if arrival is None:
+                raise Unavailable(f"{command.revision} was never provided to node {self.node}", phase="package")
+            await asyncio.shield(arrival)
+            found = self._revisions[command.revision]
+            profile = await measure(self, found, self._path(found), f"m{command.token}", progress)
+        except InstaInferError as error:
+            self._report(base.TaskFailed(token=command.token, problem=error.problem()))
+        else:
+            self._report(base.Measured(token=command.token, profile=profile))
+
+    # ---- memory --------------------------------------------------------------------------------------------
+
+    async def _sample_forever(self) -> None:
+        """smaps_rollup takes 10-16 ms at 1 GB: in a thread, never on the request path, at most once a second
+        and only where something loaded or ran since."""
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            for host in list(self._containers.values()):
+                if host.touched:
+                    host.touched = False
+                    with suppress(OSError):
+                        usage = await asyncio.to_thread(host.usage)
+                        known = {name: size for name, size in usage.instances.items() if name in host.instances}
+                        if known:
+                            self._report(events.MemorySampled(container=host.id, instances=known))
+
+    async def aclose(self) -> None:
+        self._closing = True
+        if self._sampler is not None:
+            self._sampler.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(host.close("the node is closing") for host in list(self._containers.values())))
+        await self.sandbox.aclose()
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)

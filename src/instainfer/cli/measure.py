@@ -1,0 +1,47 @@
+"""demo and bench: run the platform on this machine and measure it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from instainfer.cli.session import Session, command
+
+Result = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the rows to FILE as well; - is stdout.")
+]
+
+
+class Benchmark(StrEnum):
+    OVERHEAD = "overhead"
+    STARTS = "starts"
+
+
+@command("demo", example="instainfer demo --json demo.json")
+def demo(session: Session, json: Result = None) -> None:
+    """See the whole story in under three minutes.
+
+    Deploys real models and calls each cold, preloaded and warm. Runs a server
+    of its own on a free port with a private data directory; nothing of it stays.
+    """
+    from instainfer import demo as story
+
+    story.run(json)
+
+
+@command("bench", example="instainfer bench overhead --json overhead.json")
+def bench(
+    session: Session,
+    name: Annotated[Benchmark, typer.Argument(help="What the platform adds to a call; or what each start costs.")],
+    json: Result = None,
+) -> None:
+    """Measure the platform on this machine.
+
+    Against the plain way of doing the same, side by side in one run.
+    """
+    from instainfer import bench as benches
+
+    benches.run(name.value, json)

@@ -1,0 +1,262 @@
+"""The only reader of settings: one typed file, the environment above it, flags above both.
+
+`instainfer.toml` holds the sections below; every key is also an environment variable
+`INSTAINFER_SECTION__KEY` (`INSTAINFER_SERVER__PORT=8080`). Reading is strict: a key nobody knows or a value
+that cannot be meant raises BadSettings with its place, its value and what is allowed. Nothing is read at
+import time, and nothing is looked up later: what `load` returns is what the server runs with.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+
+from instainfer.errors import BadSettings
+from instainfer.units import MB, parse_bytes, parse_seconds
+
+Size = Annotated[int, msgspec.Meta(ge=0, extra={"reader": parse_bytes})]
+Seconds = Annotated[float, msgspec.Meta(ge=0, extra={"reader": parse_seconds})]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+#: Above every real user's, below 2**31 (some file systems and tools read uids as signed): systemd's
+#: container range starts at 0x00080000 and ends at 0x6FFFFFFF; this is 0x70000000.
+UID_BASE = 1879048192
+Uid = Annotated[int, msgspec.Meta(ge=65536, le=(1 << 31) - (1 << 24))]
+
+#: Share of this machine's memory that a server takes when `node.memory` does not say.
+MEMORY_SHARE = 0.7
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes are bytes (written "64MB"), durations seconds (written 10, "10s" or "5m")."""
+
+
+class Server(Section, frozen=True, kw_only=True):
+    host: str = "127.0.0.1"
+    port: Port = 3233  # 0: any free one
+    data_dir: Path = Path()  # resolved by `load`; see `default_data_dir`
+    api_key: str = ""  # "": no key is asked for, allowed on loopback only
+    max_body: Size = 64 * MB
+    max_answer: Size = 64 * MB
+    drain_s: Seconds = 10.0  # how long a stop waits for running requests
+    access_log: bool = False
+
+
+class Node(Section, frozen=True, kw_only=True):
+    memory: Size = 0  # of all containers' limits together; 0 or "": MEMORY_SHARE of this machine's
+    load_slots: Count = 0  # loads at a time; 0: one per core
+    uid_base: Uid = UID_BASE  # first host uid of those that containers use
+
+
+class Sandbox(Section, frozen=True, kw_only=True):
+    kind: Literal["auto", "linux", "process"] = "auto"
+    pids: Positive = 256  # processes per container
+    scratch: Size = 512 * MB  # of /tmp and of /dev/shm, each, per container
+
+
+class Policy(Section, frozen=True, kw_only=True):
+    """Names are checked by whoever builds the policies: this layer knows none."""
+
+    mode: str = "hazard"
+    predictor: str = ""  # "": the mode's own
+    keep_alive: str = "pressure"
+    keep_alive_s: Seconds = 600.0  # for keep-alive policies with a time
+    preload_memory_fraction: Fraction = 1.0  # of a container's idle memory that pre-loads may take
+
+
+class Environments(Section, frozen=True, kw_only=True):
+    installer: Literal["auto", "uv", "pip"] = "auto"
+    build_timeout_s: Seconds = 1800.0
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    queue: Positive = 1000  # waiting requests per function
+    queue_s: Seconds = 60.0  # longest wait of a request for its instance
+    load_s: Seconds = 300.0  # longest load of an instance, frozen time not counted
+    log_bytes: Size = 65536  # kept of what one activation prints
+
+
+class Records(Section, frozen=True, kw_only=True):
+    keep_activations: Positive = 1_000_000
+    keep_events_mb: Positive = 256
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    server: Server = Server()
+    node: Node = Node()
+    sandbox: Sandbox = Sandbox()
+    policy: Policy = Policy()
+    environments: Environments = Environments()
+    limits: Limits = Limits()
+    records: Records = Records()
+
+
+SECTIONS: dict[str, type[Section]] = get_type_hints(Settings)
+
+Raw = Mapping[str, Mapping[str, Any]]  # section -> key -> value
+
+
+def default_data_dir() -> Path:
+    """/var/lib/instainfer for root, the XDG data directory's `instainfer` for everyone else."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/instainfer")
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "instainfer"
+
+
+def load(file: Path | None = None, environ: Mapping[str, str] | None = None, flags: Raw | None = None) -> Settings:
+    """The settings in force, every default filled in (`server.data_dir`, `node.memory`, `node.load_slots`).
+
+    `file`: must exist when given; otherwise INSTAINFER_CONFIG's, otherwise `./instainfer.toml` if there is
+    one. `environ`: defaults to this process's. `flags`: {section: {key: value}} from the command line;
+    a value of None means not given. Raises BadSettings.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    if file is None and (named := environ.get("INSTAINFER_CONFIG")):
+        file = Path(named)
+    if file is None and Path("instainfer.toml").is_file():
+        file = Path("instainfer.toml")
+    if file is not None:
+        _merge(values, _from_file(file), str(file))
+    _merge(values, _from_environ(environ), "the environment")
+    given = {s: {k: v for k, v in keys.items() if v is not None} for s, keys in (flags or {}).items()}
+    _merge(values, given, "the command line")
+    sections: dict[str, Any] = {name: section(**values[name]) for name, section in SECTIONS.items()}
+    return _checked(_filled(Settings(**sections)))
+
+
+def _from_file(file: Path) -> Raw:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadSettings(
+            f"{file} cannot be read: {error.strerror}", hint="give --config an existing file"
+        ) from None
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise BadSettings(f"{file} is not valid TOML: {error}", hint="see https://toml.io") from None
+    for name, keys in content.items():
+        if not isinstance(keys, dict):
+            raise BadSettings(
+                f"{file}: {name} = {keys!r} stands outside any section",
+                hint=f"put it under one of {_listed(f'[{s}]' for s in SECTIONS)}",
+            )
+    return content
+
+
+def _from_environ(environ: Mapping[str, str]) -> Raw:
+    found: dict[str, dict[str, str]] = {}
+    for variable, value in sorted(environ.items()):
+        section, double, key = variable.removeprefix("INSTAINFER_").partition("__")
+        if double and variable.startswith("INSTAINFER_"):
+            found.setdefault(section.lower(), {})[key.lower()] = value
+    return found
+
+
+def _merge(values: dict[str, dict[str, Any]], raw: Raw, source: str) -> None:
+    for section, keys in raw.items():
+        if section not in SECTIONS:
+            raise BadSettings(
+                f"{source}: there is no section [{section}]", hint=f"the sections are {_listed(SECTIONS)}"
+            )
+        hints = get_type_hints(SECTIONS[section], include_extras=True)
+        for key, value in keys.items():
+            if key not in hints:
+                raise BadSettings(
+                    f"{source}: there is no key {key!r} in [{section}]", hint=f"its keys are {_listed(hints)}"
+                )
+            values[section][key] = _value(hints[key], value, f"{source}: {section}.{key} = {value!r}")
+
+
+def _value(hint: Any, value: Any, place: str) -> Any:
+    """`value` as the key's type, from TOML's types or an environment variable's text."""
+    if hint is Path:
+        if not isinstance(value, str | Path) or not str(value):
+            raise BadSettings(f"{place} is not a path", hint='write a directory, such as "/var/lib/instainfer"')
+        return Path(value).expanduser().absolute()
+    metas = [meta for meta in get_args(hint) if isinstance(meta, msgspec.Meta)]
+    reader = (metas[0].extra or {}).get("reader") if metas else None
+    try:
+        if reader and isinstance(value, str):
+            value = reader(value) if value else 0
+        if hint is str and not isinstance(value, str):
+            raise ValueError("text in quotes is expected")
+        if isinstance(value, bool) and hint is not bool:
+            raise ValueError(f"{_allowed(hint)} is expected")
+        return msgspec.convert(value, hint, strict=False)
+    except msgspec.ValidationError:
+        raise BadSettings(f"{place} cannot be used", hint=f"allowed: {_allowed(hint)}") from None
+    except ValueError as error:
+        raise BadSettings(f"{place} cannot be used", hint=str(error)) from None
+
+
+def _allowed(hint: Any) -> str:
+    if hint is bool:
+        return "true or false"
+    choices = get_args(hint)
+    metas = [meta for meta in choices if isinstance(meta, msgspec.Meta)]
+    if not metas:
+        return _listed(map(repr, choices)) or "text"
+    (meta,) = metas
+    kind = "a whole number" if choices[0] is int else "a number"
+    if meta.extra:
+        kind = 'a size such as "512MB"' if choices[0] is int else 'seconds, or a duration such as "30s"'
+    if meta.le is not None:
+        return f"{kind} from {meta.ge} to {meta.le}"
+    return f"{kind} of at least {meta.ge}" if meta.ge is not None else kind
+
+
+def _filled(settings: Settings) -> Settings:
+    """With what depends on this machine and user."""
+    server, node = settings.server, settings.node
+    if server.data_dir == Path():
+        server = msgspec.structs.replace(server, data_dir=default_data_dir())
+    memory = node.memory or int(machine_memory() * MEMORY_SHARE)
+    slots = node.load_slots or len(os.sched_getaffinity(0))
+    node = msgspec.structs.replace(node, memory=memory, load_slots=slots)
+    return msgspec.structs.replace(settings, server=server, node=node)
+
+
+def machine_memory() -> int:
+    """Bytes that this server could use: the machine's, or less where a cgroup (a container) allows less."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(limit).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():  # "max" says: no limit
+            found = min(found, int(text))
+    return found
+
+
+def _checked(settings: Settings) -> Settings:
+    """What no single key shows."""
+    server = settings.server
+    if not server.api_key and not is_loopback(server.host):
+        raise BadSettings(
+            f"server.host = {server.host!r} is reachable by other machines and server.api_key is empty: "
+            "anyone could run code here",
+            hint="set INSTAINFER_SERVER__API_KEY to a long random text, or use host 127.0.0.1",
+        )
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it. A name other than localhost counts as reachable: what it
+    resolves to can change."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names)

@@ -1,0 +1,157 @@
+"""Why an invocation started as it did: replayed, not remembered.
+
+Feed the same events to a platform in the same state and watch what it decides. Whatever is told here came
+out of that replay; `Explanation.start` is to be compared with the record by the caller.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from instainfer.core import actions as act
+from instainfer.core.events import AnyEvent, InstanceFailed, RequestArrived
+from instainfer.core.platform import Platform
+from instainfer.core.state import State
+from instainfer.policies.base import HORIZON_S
+
+KEEP = 12  # decisions about the function that are told
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    ago_s: float  # before the request came; negative: after
+    what: str
+    why: act.Why
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    request: int
+    function: str
+    start: str  # as decided in the replay; "" if it was never dispatched
+    instance: str
+    container: str
+    owner: str  # of the container when the request was dispatched
+    probability: float  # of an arrival within HORIZON_S, as predicted just before it came
+    rate: float
+    last_s: float | None  # since the arrival before
+    decisions: tuple[Decision, ...]
+    advice: tuple[str, ...]
+
+
+def explain(platform: Platform, log: Iterable[tuple[float, AnyEvent]], request: int) -> Explanation | None:
+    """Replay `log` on `platform` (both from the same point) until the request was dispatched or rejected.
+    None when it never arrived."""
+    state = platform.state
+    past: dict[str, deque[tuple[float, str, act.Why]]] = {}
+    arrival: tuple[float, str, float, float, float | None] | None = None
+    failed = ""
+    for now, event in log:
+        if isinstance(event, RequestArrived) and event.request == request:
+            name = event.function
+            last = state.forecast.last(name)
+            arrival = (
+                now,
+                name,
+                state.forecast.rate(name, now),
+                state.forecast.probability(name, now, HORIZON_S),
+                None if last is None else now - last,
+            )
+        if isinstance(event, InstanceFailed) and (instance := state.instances.get(event.instance)):
+            failed = instance.function.spec.name
+            past.setdefault(failed, deque(maxlen=KEEP)).append(
+                (now, f"{event.instance} failed", act.Why(rule=event.reason.partition("\n")[0]))
+            )
+        for action in platform.handle(event, now):
+            for function, what, why in _told(state, action):
+                past.setdefault(function, deque(maxlen=KEEP)).append((now, what, why))
+            if isinstance(action, act.Dispatch | act.Reject) and action.request == request and arrival:
+                return _explanation(state_of=platform, action=action, arrival=arrival, past=past)
+    return (
+        _explanation(state_of=platform, action=None, arrival=arrival, past=past, request=request)
+        if arrival
+        else None
+    )
+
+
+def _told(state: State, action: act.AnyAction) -> list[tuple[str, str, act.Why]]:
+    """(function, what happened to it, why) of one action just decided: what it names is still in the state."""
+    if isinstance(action, act.CreateContainer):
+        return [(action.function, f"create container {action.container}", action.why)]
+    if isinstance(action, act.Load):
+        verb = "pre-load" if action.ahead else "load"
+        owner = state.containers[action.container].owner
+        where = f"{action.container}, owned by {owner}"
+        return [
+            (action.function, f"{verb} {action.instance} to {action.level.name.lower()} in {where}", action.why)
+        ]
+    if isinstance(action, act.Raise | act.Offload) and action.instance in state.instances:
+        instance = state.instances[action.instance]
+        where = f"{action.instance} in {instance.container.id}"
+        if isinstance(action, act.Offload):
+            return [(instance.function.spec.name, f"off-load {where}", action.why)]
+        verb = "pre-load" if action.ahead else "load"
+        return [(instance.function.spec.name, f"{verb}: raise {where} to {action.level.name.lower()}", action.why)]
+    if isinstance(action, act.DestroyContainer) and action.container in state.containers:
+        residents = state.containers[action.container].instances.values()
+        what = f"destroy container {action.container} and what was in it"
+        return [(instance.function.spec.name, what, action.why) for instance in residents]
+    return []
+
+
+def _explanation(
+    *,
+    state_of: Platform,
+    action: act.Dispatch | act.Reject | None,
+    arrival: tuple[float, str, float, float, float | None],
+    past: dict[str, deque[tuple[float, str, act.Why]]],
+    request: int = 0,
+) -> Explanation:
+    at, function, rate, probability, last_s = arrival
+    instance = state_of.state.instances.get(action.instance) if action is not None else None
+    decisions = tuple(Decision(ago_s=at - then, what=what, why=why) for then, what, why in past.get(function, ()))
+    start = str(action.start) if isinstance(action, act.Dispatch) else ""
+    return Explanation(
+        request=action.request if action is not None else request,
+        function=function,
+        start=start,
+        instance=instance.id if instance is not None else "",
+        container=instance.container.id if instance is not None else "",
+        owner=instance.container.owner if instance is not None else "",
+        probability=probability,
+        rate=rate,
+        last_s=last_s,
+        decisions=decisions,
+        advice=_advice(state_of, start, function, decisions, last_s),
+    )
+
+
+def _advice(
+    platform: Platform, start: str, function: str, decisions: tuple[Decision, ...], last_s: float | None
+) -> tuple[str, ...]:
+    """What would have made it faster."""
+    name = function.partition("/")[2]
+    if start in ("warm", "preloaded"):
+        return ()
+    said = []
+    if start == "attached":
+        said.append(
+            "it joined a load that ran already: nothing was loaded twice; an earlier start would have hidden it"
+        )
+    if last_s is None:
+        said.append(
+            f"it was the first arrival ever seen: `instainfer hint {name} --in 30s` or `pin` tells the platform"
+        )
+    gone = [d for d in decisions if d.ago_s > 0 and d.what.startswith(("off-load", "destroy"))]
+    if gone:
+        said.append(f"it had been in memory until {gone[-1].ago_s:.1f} s before: {gone[-1].why.rule}")
+    known = platform.state.functions.get(function)
+    if known is not None and known.blocked_until > platform.state.now:
+        said.append("pre-loading it failed lately, so it is left alone for a while: see its logs")
+    elif not any(d.what.startswith("pre-load") for d in decisions):
+        said.append(
+            "it was not pre-loaded: no idle warm container of its namespace had room and a turn for it in time;"
+            f" more node memory, a longer keep-alive, or `instainfer pin {name}` would help"
+        )
+    return tuple(said)

@@ -1,0 +1,52 @@
+"""What holds after every event, whatever came. Tests check it each time; `check` raises AssertionError."""
+
+from __future__ import annotations
+
+from instainfer.core.state import State
+
+
+def check(state: State) -> None:
+    promised: dict[str, int] = dict.fromkeys(state.ledger.nodes, 0)
+    for container in state.containers.values():
+        promised[container.node] = promised.get(container.node, 0) + container.limit
+        _container(state, container.id)
+    for node, total in promised.items():
+        assert total == state.ledger.promised(node), (
+            f"{node}: {state.ledger.promised(node)} in the ledger, {total} promised"
+        )
+        assert total <= state.ledger.memory(node), f"{node} promises {total} of {state.ledger.memory(node)}"
+    for name, instance in state.instances.items():
+        assert instance.container.instances.get(name) is instance, f"{instance.who} is not in its container"
+        assert instance.function.instances.get(name) is instance, f"{instance.who} is not known to its function"
+    waiting = 0
+    for function in state.functions.values():
+        for request in function.queue:
+            waiting += 1
+            assert request.instance is None and state.requests.get(request.id) is request
+        assert not (function.queue and function.deleted), f"{function.spec.name} is deleted and has a queue"
+    running = sum(len(instance.running) for instance in state.instances.values())
+    assert waiting + running == len(state.requests), (
+        f"{len(state.requests)} requests accepted, {waiting} wait and {running} run: one is lost or doubled"
+    )
+
+
+def _container(state: State, name: str) -> None:
+    container = state.containers[name]
+    busy = [i for i in container.instances.values() if i.running or i.state == "running"]
+    assert len(busy) <= 1, f"{name}: {len(busy)} functions run at once"
+    if busy:
+        assert container.active is busy[0], f"{name}: {busy[0].who} runs unnoticed"
+    thawed = [i for i in container.instances.values() if not i.frozen and i.state != "ending"]
+    assert len(thawed) <= 1, f"{name}: {[i.id for i in thawed]} may execute at once"
+    loading = [i for i in container.instances.values() if i.state == "loading"]
+    for instance in loading:
+        assert instance is container.active or instance is container.suspended, f"{instance.who} loads unnoticed"
+    used = sum(i.bytes for i in container.instances.values() if i.state in ("loading",))
+    assert used <= container.limit or len(container.instances) == 1, f"{name}: a load that cannot fit"
+    names = [i.function.spec.name for i in container.instances.values() if i.state != "ending"]
+    assert len(names) == len(set(names)), f"{name}: one function twice"
+    for instance in container.instances.values():
+        assert instance.function.spec.zone == container.namespace, f"{instance.who} is outside its namespace"
+        assert len(instance.running) <= max(1, instance.function.spec.concurrency)
+    if container.state in ("creating",):
+        assert not container.instances, f"{name} holds instances before it is ready"

@@ -1,0 +1,375 @@
+"""The brain: `handle(event, now) -> list[Action]`. Pure and deterministic; two shells drive the same object,
+the live controller and the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from instainfer.core import containers, dispatch, residency, supply
+from instainfer.core import events as ev
+from instainfer.core.actions import Answer, AnyAction, Reject, SetTimer, Why
+from instainfer.core.state import Container, FunctionState, Instance, Request, State
+from instainfer.model import Level
+
+BACKOFF_S = 30.0  # after a failed pre-load the function is left alone: doubles each time, up to an hour
+REFRESH_S = 1.0  # warm traffic alone asks for a placement pass at most this often
+LEARN = 0.3  # weight of the newest load in the running costs
+
+
+class Platform:
+    """Feed it every event in the order of time; carry out the returned actions in their order.
+
+    `now` must not decrease. An event that names something unknown (it ended meanwhile) changes nothing: with
+    many reporters, late reports are normal.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def handle(self, event: ev.Event, now: float) -> list[AnyAction]:
+        state = self.state
+        state.now = now
+        state.out = []
+        HANDLERS[type(event)](state, event)
+        return state.out
+
+
+# ---- requests ------------------------------------------------------------------------------------------------
+
+
+def request_arrived(state: State, event: ev.RequestArrived) -> None:
+    function = state.functions.get(event.function)
+    if function is None or function.deleted:
+        reason = f"there is no function {event.function}"
+        state.out.append(Reject(request=event.request, code="not_found", reason=reason))
+        return
+    state.forecast.observe(event.function, state.now)
+    request = Request(event.request, function, state.now)
+    state.requests[event.request] = request
+    if not function.queue:
+        instance = dispatch.pick(function)
+        if instance is not None and dispatch.dispatch(state, request, instance):
+            return
+    if len(function.queue) >= state.queue_limit:
+        reason = f"{len(function.queue)} requests of {event.function} wait already"
+        dispatch.reject(state, request, "overloaded", reason)
+        return
+    function.queue.append(request)
+    supply.ensure(state, function)
+
+
+def request_cancelled(state: State, event: ev.RequestCancelled) -> None:
+    """Only a waiting request can be taken back; one that runs ends by its instance's answer."""
+    request = state.requests.get(event.request)
+    if request is None or request.instance is not None:
+        return
+    function = request.function
+    if request in function.queue:
+        function.queue.remove(request)
+        for instance in function.instances.values():
+            if instance.container.clearing is instance and not function.queue:
+                instance.container.clearing = None
+    dispatch.reject(state, request, "overloaded", event.reason)
+    if not function.queue:
+        state.starved.pop(function.spec.name, None)
+
+
+def invocation_finished(state: State, event: ev.InvocationFinished) -> None:
+    request = state.requests.pop(event.request, None)
+    if request is None or request.instance is None:
+        return
+    container = request.instance.container
+    dispatch.finished(state, request, event.inference_s)
+    if container.active is None or not container.active.running:
+        supply.rest(state, container)
+        if state.now - state.passed_at > REFRESH_S:
+            state.ask_for_pass()
+
+
+# ---- containers and instances --------------------------------------------------------------------------------
+
+
+def container_ready(state: State, event: ev.ContainerReady) -> None:
+    container = state.containers.get(event.container)
+    if container is None or container.state != "creating":
+        return
+    container.move("ready", state.now)
+    container.last_used = state.now
+    function = _created_for(state, container)
+    if function is not None:
+        function.learn(container_s=_blend(function.costs.container_s, event.seconds))
+        if not function.deleted and (function.queue or function.pinned) and not container.of(function):
+            rule = "a request waits: cold start" if function.queue else "it is pinned"
+            load = containers.load(state, function, container, Level.LOADED, ahead=False, why=Why(rule=rule))
+            load.for_request = function.queue[0].id if function.queue else None
+    supply.rest(state, container)
+    state.ask_for_pass()
+
+
+def _created_for(state: State, container: Container) -> FunctionState | None:
+    for function in state.functions.values():
+        if function.creating.pop(container.id, None) is not None:
+            return function
+    return None
+
+
+def container_lost(state: State, event: ev.ContainerLost) -> None:
+    container = state.containers.pop(event.container, None)
+    if container is None:
+        return
+    created_for = _created_for(state, container)
+    expected = container.state == "destroying"
+    reserved, container.reserved = container.reserved, None
+    container.move("lost", state.now)
+    state.ledger.release(container.node, container.limit)
+    state.keep_alive.gone(container.id)
+    concerned = [f for f in (created_for, reserved) if f is not None]
+    for instance in list(container.instances.values()):
+        concerned.append(instance.function)
+        reason = event.reason or "its container ended"
+        lost(state, instance, reason, code="instance_crashed", expected=expected)
+    for function in concerned:
+        if created_for is function and not expected and function.queue and not supply.has_supply(state, function):
+            dispatch.reject_queue(
+                state, function, "unavailable", event.reason or "its container died", "container"
+            )
+        again(state, function)
+    supply.feed_starved(state)
+    state.ask_for_pass()
+
+
+def instance_ready(state: State, event: ev.InstanceReady) -> None:
+    instance = state.instances.get(event.instance)
+    if instance is None:
+        return
+    container, function = instance.container, instance.function
+    ending = instance.state == "ending"
+    instance.move("loaded" if event.level >= Level.LOADED else "imported", state.now)
+    if ending:
+        return
+    if instance.started_level == Level.NONE and event.level >= Level.LOADED and not instance.stale:
+        costs = function.costs
+        function.learn(
+            import_s=_blend(costs.import_s, event.import_s),
+            load_s=_blend(costs.load_s, event.load_s),
+            warmup_s=_blend(costs.warmup_s, event.warmup_s),
+        )
+    instance.level = event.level
+    instance.ready_at = state.now
+    function.failures = 0
+    function.blocked_until = 0.0
+    if container.active is instance:
+        container.active = None
+    if container.suspended is instance:  # it was done just when it was frozen
+        container.suspended = None
+    if instance.stale:
+        containers.offload(state, instance, Why(rule="a newer version was deployed, or it was deleted"))
+    dispatch.next_in(state, container)
+    supply.ensure(state, function)
+    supply.rest(state, container)
+    state.ask_for_pass()
+
+
+def instance_failed(state: State, event: ev.InstanceFailed) -> None:
+    instance = state.instances.get(event.instance)
+    if instance is not None:
+        lost(state, instance, event.reason, code="load_failed", phase=event.phase, move="failed")
+        again(state, instance.function)
+
+
+def instance_lost(state: State, event: ev.InstanceLost) -> None:
+    instance = state.instances.get(event.instance)
+    if instance is not None:
+        expected = instance.state == "ending"
+        lost(state, instance, event.reason, code=event.code, expected=expected, culprit=event.request)
+        again(state, instance.function)
+
+
+def lost(
+    state: State,
+    instance: Instance,
+    reason: str,
+    *,
+    code: str,
+    phase: str = "",
+    move: str = "lost",
+    expected: bool = False,
+    culprit: int | None = None,
+) -> None:
+    """An instance is gone, as told or not. Whoever ran in it is told; whoever waited for its load alone is
+    told too, since the next load would end the same way."""
+    function = instance.function
+    loading = instance.state == "loading"
+    instance.move(move, state.now)
+    for request in list(instance.running.values()):
+        own = culprit is None or culprit == request.id
+        dispatch.reject(state, request, code if own else "instance_crashed", reason, "inference")
+    instance.running.clear()
+    if loading and not expected:
+        function.failures += 1
+        function.blocked_until = state.now + min(BACKOFF_S * 2 ** (function.failures - 1), 3600.0)
+    supply.forget(state, instance)
+    if loading and not expected and not instance.stale and not supply.has_supply(state, function):
+        dispatch.reject_queue(state, function, code, reason, phase or "load")
+
+
+def again(state: State, function: FunctionState) -> None:
+    """After a loss: those who still wait, and pins, get their instance; a failing pin waits for its backoff."""
+    if function.deleted:
+        return
+    if function.pinned and not function.queue and function.blocked_until > state.now:
+        if function.timer is None:
+            function.timer = function.blocked_until
+            state.out.append(SetTimer(timer=f"queue:{function.spec.name}", at=function.timer))
+        return
+    supply.ensure(state, function)
+
+
+def memory_sampled(state: State, event: ev.MemorySampled) -> None:
+    residency.sampled(state, event.container, event.instances)
+
+
+def _blend(old: float, new: float) -> float:
+    return old + LEARN * (new - old)
+
+
+# ---- the rest ------------------------------------------------------------------------------------------------
+
+
+def node_joined(state: State, event: ev.NodeJoined) -> None:
+    state.ledger.join(event.node, event.memory)
+    state.guests[event.node] = event.guests
+    state.load_slots[event.node] = event.load_slots
+    supply.feed_starved(state)
+
+
+def node_lost(state: State, event: ev.NodeLost) -> None:
+    for container in [c for c in state.containers.values() if c.node == event.node]:
+        container_lost(state, ev.ContainerLost(container=container.id, reason=f"node {event.node} was lost"))
+    state.ledger.leave(event.node)
+    state.guests.pop(event.node, None)
+    state.load_slots.pop(event.node, None)
+
+
+def function_deployed(state: State, event: ev.FunctionDeployed) -> None:
+    """A new function, or a new revision: instances of the old one end when they are idle."""
+    function = state.functions.get(event.function.name)
+    if function is None:
+        state.functions[event.function.name] = FunctionState(event.function)
+    else:
+        function.spec = event.function
+        function.deleted = False
+        function.latest = None
+        function.service_s = event.function.costs.warm_s
+        function.failures = 0
+        function.blocked_until = 0.0
+        retire(state, function, "a newer version was deployed")
+        supply.ensure(state, function)
+    state.ask_for_pass()
+
+
+def retire(state: State, function: FunctionState, rule: str) -> None:
+    for instance in list(function.instances.values()):
+        if instance.stale and instance.state in ("loading", "imported", "ready"):
+            containers.offload(state, instance, Why(rule=rule))
+
+
+def function_deleted(state: State, event: ev.FunctionDeleted) -> None:
+    function = state.functions.get(event.function)
+    if function is None:
+        return
+    function.deleted = True
+    function.pinned = False
+    state.forecast.forget(event.function)
+    dispatch.reject_queue(state, function, "not_found", f"{event.function} was deleted")
+    state.starved.pop(event.function, None)
+    retire(state, function, "it was deleted")
+    for container in list(state.containers.values()):
+        if container.owner == event.function:
+            container.doomed = True
+            supply.rest(state, container)
+    if not function.instances:
+        del state.functions[event.function]
+
+
+def timer_fired(state: State, event: ev.TimerFired) -> None:
+    kind, _, name = event.timer.partition(":")
+    if kind == "placement":
+        if state.pass_at is not None and state.now >= state.pass_at:
+            state.pass_at = None
+            residency.place(state)
+    elif kind == "expire":
+        container = state.containers.get(name)
+        if container is not None:
+            container.timer = None
+            expire(state, container)
+    elif kind == "queue":
+        function = state.functions.get(name)
+        if function is not None:
+            function.timer = None
+            again(state, function)
+
+
+def expire(state: State, container: Container) -> None:
+    if not container.quiet:
+        return  # its next rest looks again
+    expires = state.keep_alive.expires_at(state.view(container, residents=False))
+    if expires is not None and expires <= state.now:
+        containers.destroy(state, container, Why(rule="the keep-alive policy's time is over"))
+    else:
+        supply.rest(state, container)
+
+
+def hint_received(state: State, event: ev.HintReceived) -> None:
+    if event.function in state.functions:
+        state.forecast.hint(event.function, state.now + event.in_s, event.probability)
+        state.ask_for_pass()
+
+
+def preload_requested(state: State, event: ev.PreloadRequested) -> None:
+    residency.by_hand(state, event.token, event.function)
+
+
+def offload_requested(state: State, event: ev.OffloadRequested) -> None:
+    residency.offload_by_hand(state, event.token, event.function)
+
+
+def pin_changed(state: State, event: ev.PinChanged) -> None:
+    function = state.functions.get(event.function)
+    if function is None:
+        state.out.append(Answer(token=event.token, ok=False, message=f"there is no function {event.function}"))
+        return
+    function.pinned = event.pinned
+    if event.pinned:
+        supply.ensure(state, function)
+        message = f"{event.function} stays loaded until it is unpinned"
+    else:
+        message = f"{event.function} lives by the keep-alive policy again"
+        for container in list(state.containers.values()):
+            supply.rest(state, container)
+    state.out.append(Answer(token=event.token, ok=True, message=message))
+
+
+#: The key's type is the type of the handler's event: a dict cannot say so.
+HANDLERS: dict[type[ev.Event], Callable[[State, Any], None]] = {
+    ev.NodeJoined: node_joined,
+    ev.NodeLost: node_lost,
+    ev.FunctionDeployed: function_deployed,
+    ev.FunctionDeleted: function_deleted,
+    ev.RequestArrived: request_arrived,
+    ev.RequestCancelled: request_cancelled,
+    ev.InvocationFinished: invocation_finished,
+    ev.ContainerReady: container_ready,
+    ev.ContainerLost: container_lost,
+    ev.InstanceReady: instance_ready,
+    ev.InstanceFailed: instance_failed,
+    ev.InstanceLost: instance_lost,
+    ev.MemorySampled: memory_sampled,
+    ev.TimerFired: timer_fired,
+    ev.HintReceived: hint_received,
+    ev.PreloadRequested: preload_requested,
+    ev.OffloadRequested: offload_requested,
+    ev.PinChanged: pin_changed,
+}

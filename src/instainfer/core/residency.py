@@ -1,0 +1,137 @@
+"""What is in memory ahead of requests: the placement pass, pre-loading by hand, and pressure inside a container.
+
+Nothing here creates or destroys a container, nor moves the time it was last used: pre-loading wastes nothing
+and is compatible with any keep-alive policy (InstaInfer §4, an invariant under test).
+"""
+
+from __future__ import annotations
+
+from instainfer.core import containers
+from instainfer.core.actions import Answer, Why
+from instainfer.core.state import FunctionState, State
+from instainfer.model import Level
+
+PRESSURE = 0.95  # of a container's limit: beyond it guests go, lowest value first, before the kernel chooses
+
+
+def place(state: State) -> None:
+    """One pass: let the policy decide over all idle memory, carry out what is still possible."""
+    state.passed_at = state.now
+    plan = state.policy.plan(state.snapshot(), state.forecast, state.now)
+    for off in plan.offloads:
+        instance = state.instances.get(off.instance)
+        if instance is not None and instance.evictable:
+            why = Why(rule=off.rule, rate=off.rate, probability=off.probability)
+            containers.offload(state, instance, why)
+    for pre in plan.preloads:
+        function = state.functions.get(pre.function)
+        container = state.containers.get(pre.container)
+        if function is None or container is None or not container.open:
+            continue
+        why = Why(
+            rule=pre.rule,
+            rate=pre.rate,
+            probability=pre.probability,
+            saves_s=pre.saves_s,
+            weight=pre.weight,
+            displaced=pre.displaced,
+        )
+        for name in pre.displaced:
+            guest = state.instances.get(name)
+            if guest is not None and guest.evictable and guest.container is container:
+                containers.offload(state, guest, Why(rule=f"displaced by {pre.function}: {pre.rule}"))
+        # What was displaced holds its bytes until it is gone: the next pass (asked for by its end) loads.
+        preload(state, function, container.id, pre.level, why)
+    if plan.wake_at is not None:
+        state.ask_for_pass(plan.wake_at)
+
+
+def preload(state: State, function: FunctionState, container_id: str, level: Level, why: Why) -> bool:
+    """Load or raise ahead in this open container, if its bytes fit now."""
+    container = state.containers[container_id]
+    if not set(function.spec.mounts) <= set(container.mounts):
+        return False
+    there = container.of(function)
+    needed = function.expected_bytes(level) - (there.bytes if there is not None else 0)
+    if needed > container.free or (there is not None and there.level >= level):
+        return False
+    if there is not None:
+        if there.state != "imported":
+            return False
+        containers.lift(state, there, ahead=True, why=why)
+    else:
+        containers.load(state, function, container, level, ahead=True, why=why)
+    return True
+
+
+def by_hand(state: State, token: int, name: str) -> None:
+    """`preload NAME`: into the open container with most room; refused with the reason when there is none."""
+    function = state.functions.get(name)
+    if function is None or function.deleted:
+        state.out.append(Answer(token=token, ok=False, message=f"no function {name}"))
+        return
+    if function.best_level() >= Level.LOADED:
+        state.out.append(Answer(token=token, ok=True, message=f"{name} is loaded, or being loaded, already"))
+        return
+    why = Why(rule="by hand", weight=function.expected_bytes(Level.LOADED))
+    rooms = [
+        c
+        for c in state.containers.values()
+        if c.open and c.namespace == function.spec.zone and (state.guests[c.node] or c.owner == name)
+    ]
+    for container in sorted(rooms, key=lambda c: (-c.free, c.id)):
+        if preload(state, function, container.id, Level.LOADED, why):
+            message = f"pre-loading {name} into the idle memory of {container.id} (owner {container.owner})"
+            state.out.append(Answer(token=token, ok=True, message=message))
+            return
+    needed = function.expected_bytes(Level.LOADED) >> 20
+    most = max((c.free for c in rooms), default=0) >> 20
+    message = (
+        f"no warm container of namespace {function.spec.zone} has {needed} MB idle (the most is {most} MB);"
+        " pre-loading never creates a container: `instainfer pin` does"
+        if rooms
+        else f"namespace {function.spec.zone} has no idle warm container that may hold {name};"
+        " pre-loading never creates one: `instainfer pin` does"
+    )
+    state.out.append(Answer(token=token, ok=False, message=message))
+
+
+def offload_by_hand(state: State, token: int, name: str) -> None:
+    function = state.functions.get(name)
+    if function is None:
+        state.out.append(Answer(token=token, ok=False, message=f"no function {name}"))
+        return
+    idle = [instance for instance in function.instances.values() if instance.evictable]
+    for instance in idle:
+        containers.offload(state, instance, Why(rule="by hand"))
+    busy = len(function.instances) - len(idle)
+    message = f"off-loading {len(idle)} instance(s)" + (f"; {busy} are busy or ending" if busy else "")
+    state.out.append(Answer(token=token, ok=True, message=message))
+
+
+def sampled(state: State, container_id: str, sizes: dict[str, int]) -> None:
+    """Measured bytes replace expected ones: a running high quantile per function (it rises at once and falls
+    slowly), the truth per instance. Over the limit, guests go."""
+    container = state.containers.get(container_id)
+    if container is None or container.state != "ready":
+        return
+    for name, size in sizes.items():
+        instance = container.instances.get(name)
+        if instance is None or instance.state in ("loading", "ending"):
+            continue
+        instance.bytes = size
+        level = instance.level
+        known = instance.function.expected_bytes(level)
+        learned = size if size > known else int(known + 0.05 * (size - known))
+        if not instance.stale:
+            if level == Level.IMPORTED:
+                instance.function.learn(imported_bytes=learned)
+            else:
+                instance.function.learn(loaded_bytes=learned)
+    excess = container.used - int(PRESSURE * container.limit)
+    for guest in containers.by_value(state, container) if excess > 0 else ():
+        if guest.evictable and guest.function.spec.name != container.owner:
+            containers.offload(state, guest, Why(rule="the container nears its limit", weight=excess))
+            excess -= guest.bytes
+        if excess <= 0:
+            break

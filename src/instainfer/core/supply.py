@@ -1,0 +1,185 @@
+"""Instances for requests that wait: which further one is worth starting, where, and who makes room.
+
+A request waits where it is expected to finish first: for an instance that runs, for a load that runs
+(single flight: one request never starts a second load), or for a container of its own.
+"""
+
+from __future__ import annotations
+
+from instainfer.core import containers, dispatch
+from instainfer.core.actions import SetTimer, Why
+from instainfer.core.state import Container, FunctionState, Instance, State
+from instainfer.model import Level
+
+GIVE_UP_S = 1.0  # a request never waits less than this for a busy instance before a further one is started
+
+
+def ensure(state: State, function: FunctionState) -> None:
+    """See that those who wait for `function` will be served, starting at most one further instance."""
+    if not function.queue and not (function.pinned and function.best_level() < Level.LOADED):
+        state.starved.pop(function.spec.name, None)
+        return
+    if needs_more(state, function):
+        start(state, function)
+    else:
+        state.starved.pop(function.spec.name, None)
+    if function.queue and function.timer is None:
+        function.timer = state.now + max(function.cold_s, GIVE_UP_S)
+        state.out.append(SetTimer(timer=f"queue:{function.spec.name}", at=function.timer))
+
+
+def needs_more(state: State, function: FunctionState) -> bool:
+    live = [instance for instance in function.instances.values() if not instance.stale]
+    loading = [instance for instance in live if instance.state == "loading"]
+    serving = [instance for instance in live if instance.state in ("ready", "running")]
+    reserved = sum(1 for container in state.containers.values() if container.reserved is function)
+    coming = len(loading) + len(function.creating) + reserved
+    if not coming and not serving:
+        return True
+    waiting = len(function.queue)
+    if waiting <= coming:
+        return False
+    slots = len(serving) * function.spec.concurrency + coming
+    wait = function.service_s * waiting / slots
+    if not serving:
+        wait += min((remaining_s(state, instance) for instance in loading), default=function.cold_s)
+        return wait > function.cold_s
+    if not coming:  # a stuck instance: the mean says little, what they have waited already says more
+        wait = max(wait, state.now - function.queue[0].arrived)
+    return wait > max(function.cold_s, GIVE_UP_S)
+
+
+def has_supply(state: State, function: FunctionState) -> bool:
+    """Is any instance there or coming that could serve those who wait?"""
+    return (
+        bool(function.creating)
+        or any(not i.stale and i.state not in ("ending", "gone") for i in function.instances.values())
+        or any(container.reserved is function for container in state.containers.values())
+    )
+
+
+def remaining_s(state: State, instance: Instance) -> float:
+    return max(0.0, instance.function.costs.loading_s - (state.now - instance.started))
+
+
+def start(state: State, function: FunctionState) -> None:
+    """One more instance: raise one that has its libraries, else load into an idle container that is the
+    function's own, else create a container, else ask the keep-alive policy for victims and wait."""
+    request = function.queue[0].id if function.queue else None
+    why = "a request waits and no instance can take it" if function.queue else "it is pinned"
+    name, need, largest = function.spec.name, function.spec.memory, state.ledger.largest
+    for instance in function.instances.values():
+        if instance.state == "imported" and not instance.stale and instance.container.open:
+            instance.for_request = request
+            rule = f"{why}: its libraries are ready, load its model"
+            containers.lift(state, instance, ahead=False, why=Why(rule=rule))
+            return
+    if into_own(state, function, request, why):
+        state.starved.pop(name, None)
+        return
+    if need > largest:
+        reason = f"it declares {need >> 20} MB and no node has more than {largest >> 20} MB for containers"
+        dispatch.reject_queue(state, function, "overloaded", reason)
+        state.starved.pop(name, None)
+        return
+    for node in sorted(state.ledger.nodes, key=lambda node: (-state.ledger.free(node), node)):
+        if state.ledger.free(node) >= need:
+            containers.create(state, function, node, Why(rule=f"{why}: a container of its own"))
+            state.starved.pop(name, None)
+            return
+    state.starved.setdefault(name, function)
+    make_room(state, function)
+
+
+def into_own(state: State, function: FunctionState, request: int | None, why: str) -> bool:
+    """Load into an idle container that it owns and is not in, making room among its guests if need be."""
+    for container in state.containers.values():
+        if container.owner != function.spec.name or not container.open or container.of(function):
+            continue
+        if not set(function.spec.mounts) <= set(container.mounts):
+            continue
+        missing = function.expected_bytes(Level.LOADED) - container.free
+        if missing <= 0:
+            rule = f"{why}: into its own container"
+            load = containers.load(state, function, container, Level.LOADED, ahead=False, why=Why(rule=rule))
+            load.for_request = request
+            return True
+        guests = [guest for guest in containers.by_value(state, container) if guest.evictable]
+        leaving = sum(guest.bytes for guest in container.instances.values() if guest.state == "ending")
+        if sum(guest.bytes for guest in guests) + leaving < missing:
+            continue
+        container.reserved = function
+        missing -= leaving
+        for guest in guests:
+            if missing <= 0:
+                break
+            containers.offload(state, guest, Why(rule="the container's owner needs the room"))
+            missing -= guest.bytes
+        return True
+    return False
+
+
+def make_room(state: State, function: FunctionState) -> None:
+    """Ask the keep-alive policy whom to destroy so that the function's container fits on some node."""
+    for node in state.ledger.nodes:
+        there = [container for container in state.containers.values() if container.node == node]
+        leaving = sum(container.limit for container in there if container.state == "destroying")
+        short = function.spec.memory - state.ledger.free(node) - leaving
+        if short <= 0:
+            return  # enough is on its way
+        alive = [container for container in there if container.state == "ready"]
+        quiet = [state.view(container) for container in alive if container.quiet]
+        for victim in state.keep_alive.victims(
+            quiet, short, state.now, alive=[state.view(container) for container in alive]
+        ):
+            rule = f"its memory is needed for a container of {function.spec.name}"
+            containers.destroy(state, state.containers[victim], Why(rule=rule, weight=function.spec.memory))
+            short = 0
+        if short <= 0:
+            return
+
+
+def forget(state: State, instance: Instance) -> None:
+    """It is gone: drop it, and let those go on who waited for its room."""
+    containers.release(instance)
+    container, function = instance.container, instance.function
+    container.instances.pop(instance.id, None)
+    function.instances.pop(instance.id, None)
+    state.instances.pop(instance.id, None)
+    if function.deleted and not function.instances and state.functions.get(function.spec.name) is function:
+        del state.functions[function.spec.name]
+    state.ask_for_pass()
+    if container.state != "ready":
+        return
+    if container.clearing is not None and len(container.instances) == 1:
+        container.clearing = None
+    if container.reserved is not None and not any(i.state == "ending" for i in container.instances.values()):
+        waiting, container.reserved = container.reserved, None
+        ensure(state, waiting)
+    dispatch.next_in(state, container)
+    containers.settle(state, container)
+    rest(state, container)
+
+
+def rest(state: State, container: Container) -> None:
+    """It may be at rest now: see to its expiry, and whether its memory is what others wait for."""
+    if not container.quiet:
+        return
+    if container.doomed:
+        containers.destroy(state, container, Why(rule="its function was deleted"))
+        return
+    if container.timer is None:
+        expires = state.keep_alive.expires_at(state.view(container, residents=False))
+        if expires is not None:
+            container.timer = max(expires, state.now)
+            state.out.append(SetTimer(timer=f"expire:{container.id}", at=container.timer))
+    if state.starved:
+        feed_starved(state)
+
+
+def feed_starved(state: State) -> None:
+    """Memory may have come free: the one that waited longest is served first, the others after it."""
+    for name, function in list(state.starved.items()):
+        ensure(state, function)
+        if name in state.starved:
+            return

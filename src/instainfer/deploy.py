@@ -1,0 +1,302 @@
+"""From a package to a function that serves: check, build, load for real, publish.
+
+A version becomes visible only after all of it worked; whatever fails before leaves what was deployed as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import mimetypes
+import os
+import re
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from instainfer import packages
+from instainfer.agent import base as wire
+from instainfer.clock import Clock
+from instainfer.controller import Controller
+from instainfer.errors import BadInput, BadSettings, InstaInferError, NotFound
+from instainfer.model import Function, FunctionSpec, Profile
+from instainfer.store.base import Store
+
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
+UIDS = 65_536  # of a namespace
+
+Progress = Callable[[str, str], None]  # phase, message
+
+
+class Deployer:
+    def __init__(
+        self,
+        controller: Controller,
+        store: Store,
+        blobs: Path,
+        clock: Clock,
+        *,
+        uid_base: int,
+        load_timeout_s: float,
+        max_answer: int,
+        log_bytes: int,
+        largest: int,
+    ) -> None:
+        self._controller = controller
+        self._store = store
+        self._blobs = blobs
+        self._clock = clock
+        self._uid_base = uid_base
+        self._load_timeout_s = load_timeout_s
+        self._max_answer = max_answer
+        self._log_bytes = log_bytes
+        self._largest = largest  # bytes: the largest container there can be
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    # ---- packages as sent ----------------------------------------------------------------------------------
+
+    def package(self, spec: FunctionSpec) -> bytes:
+        try:
+            return self._blob(spec.digest).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"the package of {spec.revision} is lost", hint="deploy it again") from None
+
+    def _blob(self, digest: str) -> Path:
+        return self._blobs / digest.replace(":", "-")
+
+    def _keep(self, digest: str, data: bytes) -> None:
+        path = self._blob(digest)
+        if path.exists():
+            return
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        working = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with working.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        working.rename(path)
+
+    # ---- deploy --------------------------------------------------------------------------------------------
+
+    async def deploy(
+        self,
+        namespace: str,
+        name: str,
+        data: bytes,
+        overrides: dict[str, Any],
+        sample: tuple[str, bytes, str] | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yields {"event": "progress", "phase", "message"} and ends with {"event": "deployed", "spec",
+        "profile"} or {"event": "failed", "error"}. `sample` is (file name, content, content type)."""
+        said: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+        def progress(phase: str, message: str) -> None:
+            said.put_nowait({"event": "progress", "phase": phase, "message": message})
+
+        async def work() -> None:
+            try:
+                check_name(namespace, "namespace")
+                check_name(name, "function")
+                async with self._locks.setdefault(f"{namespace}/{name}", asyncio.Lock()):
+                    spec, profile = await self._deploy(namespace, name, data, overrides, sample, progress)
+                said.put_nowait({"event": "deployed", "spec": spec, "profile": profile})
+            except InstaInferError as error:
+                error.function = error.function or f"{namespace}/{name}"
+                said.put_nowait({"event": "failed", "error": error})
+            finally:
+                said.put_nowait(None)
+
+        task = asyncio.create_task(work())
+        try:
+            while (event := await said.get()) is not None:
+                yield event
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _deploy(
+        self,
+        namespace: str,
+        name: str,
+        data: bytes,
+        overrides: dict[str, Any],
+        sample: tuple[str, bytes, str] | None,
+        progress: Progress,
+    ) -> tuple[FunctionSpec, Profile]:
+        progress("package", f"checking {len(data) / 1e6:.1f} MB")
+        sample_type = ""
+        if sample is not None:
+            path = f"instainfer-sample/{PurePosixPath(sample[0]).name or 'sample'}"
+            data = await asyncio.to_thread(with_file, data, path, sample[1])
+            overrides = {**overrides, "sample": path}
+            sample_type = sample[2]
+        package = await asyncio.to_thread(packages.open_package, data)
+        settings = packages.read_settings(package, overrides)
+        style, entry = packages.find_entry(package, settings, function=f"{namespace}/{name}")
+        if settings.memory > self._largest:
+            raise BadSettings(
+                f"memory = {settings.memory / 1e6:.0f} MB is more than this node has for containers"
+                f" ({self._largest / 1e6:.0f} MB)",
+                hint="declare less, or start the server with more `--memory`",
+            )
+        if settings.sample and settings.sample not in package.names():
+            raise BadSettings(
+                f"sample = {settings.sample!r} is not in the package",
+                hint="name a file of the package, or --sample FILE",
+            )
+        digest = packages.digest(data)
+        await asyncio.to_thread(self._keep, digest, data)
+        number = await asyncio.to_thread(self._store.function_number, namespace, name)
+        uid_base = await self._uids(namespace)
+        what = f"{len(settings.requirements)} requirements" if settings.requirements else "no requirements"
+        progress("environment", f"Python {settings.python}, {what}")
+        built: wire.Built = await self._controller.task(
+            lambda token: wire.Build(
+                token=token,
+                namespace=namespace,
+                uid_base=uid_base,
+                requirements=settings.requirements,
+                python=settings.python,
+            ),
+            lambda message: progress("environment", message),
+        )
+        spec = FunctionSpec(
+            namespace=namespace,
+            name=name,
+            version=0,
+            digest=digest,
+            style=style,
+            entry=entry,
+            memory=settings.memory,
+            timeout_s=settings.timeout,
+            concurrency=settings.concurrency,
+            environment=built.digest,
+            python=settings.python,
+            interpreter=built.python,
+            mounts=built.mounts,
+            requirements=settings.requirements,
+            variables=settings.env,
+            params=settings.params,
+            sample=settings.sample,
+            sample_type=sample_type or content_type(settings.sample),
+            network=settings.network,
+            isolation=settings.isolation,
+            device=settings.device,
+            wall=self._clock.wall(),
+        )
+        trial = self.revision(spec, None, number, uid_base)
+        self._controller.provide(spec, trial)
+        try:
+            profile: Profile = (
+                await self._controller.task(
+                    lambda token: wire.Measure(token=token, revision=trial.id),
+                    lambda message: progress("measure", message),
+                )
+            ).profile
+            progress("publish", "making it the current version")
+            spec = await asyncio.to_thread(self._store.add_version, spec)
+            await asyncio.to_thread(
+                self._store.put_profile, namespace, name, spec.version, profile, self._clock.wall()
+            )
+            self._controller.deploy(
+                spec, function_of(spec, profile), self.revision(spec, profile, number, uid_base)
+            )
+        finally:
+            self._controller.withdraw(trial.id)
+        return spec, profile
+
+    async def rollback(self, namespace: str, name: str, version: int) -> FunctionSpec:
+        """Make an earlier (or later) version current. Raises NotFound with the versions there are."""
+        async with self._locks.setdefault(f"{namespace}/{name}", asyncio.Lock()):
+            spec = await asyncio.to_thread(self._store.set_current, namespace, name, version)
+            profiles = await asyncio.to_thread(self._store.functions, namespace)
+            profile = next((p for s, p in profiles if s.name == name), None)
+            await self.publish(spec, profile)
+            return spec
+
+    async def publish(self, spec: FunctionSpec, profile: Profile | None) -> None:
+        """Let a stored version serve."""
+        number = await asyncio.to_thread(self._store.function_number, spec.namespace, spec.name)
+        uid_base = await self._uids(spec.namespace)
+        self._controller.deploy(spec, function_of(spec, profile), self.revision(spec, profile, number, uid_base))
+
+    async def delete(self, namespace: str, name: str) -> None:
+        async with self._locks.setdefault(f"{namespace}/{name}", asyncio.Lock()):
+            await asyncio.to_thread(self._store.delete_function, namespace, name)
+            if f"{namespace}/{name}" in self._controller.specs:
+                self._controller.delete(f"{namespace}/{name}")
+
+    async def _uids(self, namespace: str) -> int:
+        return self._uid_base + await asyncio.to_thread(self._store.namespace, namespace) * UIDS
+
+    def revision(self, spec: FunctionSpec, profile: Profile | None, number: int, uid_base: int) -> wire.Revision:
+        return wire.Revision(
+            id=spec.revision,
+            namespace=spec.namespace,
+            name=spec.name,
+            number=number,
+            uid_base=uid_base,
+            digest=spec.digest,
+            style=spec.style,
+            entry=spec.entry,
+            python=spec.interpreter,
+            mounts=spec.mounts,
+            memory=spec.memory,
+            timeout_s=spec.timeout_s,
+            load_timeout_s=self._load_timeout_s,
+            concurrency=spec.concurrency,
+            network=spec.network,
+            variables=spec.variables,
+            params=spec.params,
+            sample=spec.sample,
+            sample_type=spec.sample_type,
+            modules=profile.modules if profile is not None else (),
+            max_answer=self._max_answer,
+            log_bytes=self._log_bytes,
+        )
+
+
+def function_of(spec: FunctionSpec, profile: Profile | None) -> Function:
+    """What the core is told of a version."""
+    known = Function(
+        name=spec.key,
+        revision=spec.revision,
+        memory=spec.memory,
+        timeout_s=spec.timeout_s,
+        concurrency=spec.concurrency,
+        libraries=spec.environment,
+        mounts=spec.mounts,
+        strict=spec.isolation == "strict",
+        network=spec.network,
+    )
+    if profile is None:
+        return known
+    return msgspec.structs.replace(known, costs=profile.costs)
+
+
+def check_name(name: str, what: str) -> None:
+    if not NAME.fullmatch(name):
+        raise BadInput(
+            f"{name!r} is no {what} name",
+            hint="1 to 64 letters, digits, '-', '_' and '.', with a letter or digit first and last",
+        )
+
+
+def content_type(path: str) -> str:
+    if not path:
+        return ""
+    return mimetypes.guess_type(path)[0] or "application/octet-stream"
+
+
+def with_file(data: bytes, name: str, content: bytes) -> bytes:
+    """The package with one file more."""
+    file = io.BytesIO(data)
+    try:
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr(zipfile.ZipInfo(name), content)
+    except zipfile.BadZipFile:
+        return data  # the check of the package says what is wrong with it
+    return file.getvalue()

@@ -1,0 +1,54 @@
+"""What the server knows about itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instainfer import __version__
+from instainfer.clock import Clock
+from instainfer.config import Settings
+from instainfer.controller import Controller
+from instainfer.errors import InstaInferError
+from instainfer.sandbox.base import Sandbox
+from instainfer.store.base import Store
+from instainfer.store.writer import BatchWriter
+
+
+@dataclass
+class Health:
+    controller: Controller
+    store: Store
+    writer: BatchWriter
+    sandbox: Sandbox
+    clock: Clock
+    settings: Settings
+    events: Path  # directory of the event log
+    predictor: str
+    started: float
+    stopping: bool = False
+
+    async def check(self) -> dict[str, Any]:
+        """Each part looked at, not assumed."""
+        parts = {"server": "stopping" if self.stopping else "ok", "store": "ok", "node": "ok"}
+        try:
+            await asyncio.to_thread(self.store.namespaces)
+        except InstaInferError as error:
+            parts["store"] = error.message
+        if not self.controller.platform.state.ledger.nodes:
+            parts["node"] = "no node has joined"
+        return {"ready": all(state == "ok" for state in parts.values()), "parts": parts}
+
+    def status(self) -> dict[str, Any]:
+        policy = self.settings.policy
+        return {
+            "version": __version__,
+            "uptime_s": self.clock.now() - self.started,
+            "sandbox": self.sandbox.name,
+            "missing": self.sandbox.enforces.missing(),
+            "policy": {"mode": policy.mode, "predictor": self.predictor, "keep_alive": policy.keep_alive},
+            "memory_mb": self.settings.node.memory / 1e6,
+            "records_dropped": self.writer.dropped,
+        }

@@ -1,0 +1,147 @@
+"""The plain face, and the hot path: `POST /f/{namespace}/{name}`, any body in, any out.
+
+Raw ASGI. The body is never parsed, a warm hit decides nothing here, and nothing waits for a commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from instainfer.controller import Controller, Ticket
+from instainfer.errors import BadInput, InstaInferError, NotFound, TooLarge, Unavailable
+from instainfer.gateway.problems import render
+
+PREFIX = "/f/"
+
+
+class Invoke:
+    def __init__(self, controller: Controller, *, max_body: int) -> None:
+        self.stopping = False
+        self._controller = controller
+        self._max_body = max_body
+        self._loop = asyncio.get_running_loop()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            ticket, answered = await self._accept(scope, receive)
+        except InstaInferError as error:
+            await _send(send, *render(error))
+            return
+        except ClientGone:
+            return
+        if ticket.instance or answered.done():
+            await answered
+        else:
+            await self._wait(ticket, answered, receive)
+        error = ticket.error
+        extra = [
+            (b"x-instainfer-start", ticket.start.encode()),
+            (b"x-instainfer-activation", ticket.activation.encode()),
+            (b"server-timing", timing(ticket)),
+        ]
+        if error is not None:
+            status, headers, body = render(error, ticket.activation)
+            await _send(send, status, headers + extra, body)
+            return
+        assert ticket.answer is not None
+        kind, body = ticket.answer
+        headers = [
+            (b"content-type", kind.encode("latin-1", "replace")),
+            (b"content-length", b"%d" % len(body)),
+            *extra,
+        ]
+        await _send(send, 200, headers, body)
+
+    async def _accept(self, scope: Any, receive: Any) -> tuple[Ticket, asyncio.Future[None]]:
+        """Read the request and hand it over. Raises what is wrong with it."""
+        namespace, _, name = scope["path"][len(PREFIX) :].partition("/")
+        method = scope["method"]
+        if method != "POST":
+            raise BadInput(f"{method} is not how a function is called", hint="use POST", function=name)
+        if self.stopping:
+            raise Unavailable("the server is stopping", hint="send it again", retry_after_s=5)
+        content_type, length = "", 0
+        for key, value in scope["headers"]:
+            if key == b"content-type":
+                content_type = value.decode("latin-1")
+            elif key == b"content-length":
+                length = int(value)
+        if length > self._max_body:
+            raise self._too_large(name)
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            parts = [body]
+            size = len(body)
+            while message.get("more_body"):
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > self._max_body:
+                    raise self._too_large(name)
+            body = b"".join(parts)
+        elif message["type"] == "http.disconnect":
+            raise ClientGone
+        spec = self._controller.specs.get(f"{namespace}/{name}")
+        if spec is None:
+            raise NotFound(
+                f"there is no function {name!r} in namespace {namespace!r}",
+                hint="`instainfer ls` shows what is deployed; the address is /f/NAMESPACE/NAME",
+            )
+        answered = self._loop.create_future()
+
+        def done(_: Ticket) -> None:
+            if not answered.done():
+                answered.set_result(None)
+
+        return self._controller.submit(spec, content_type, body, done), answered
+
+    def _too_large(self, name: str) -> TooLarge:
+        limit = self._max_body / 1e6
+        return TooLarge(
+            f"the body is over the limit of {limit:g} MB",
+            function=name,
+            phase="request",
+            hint="send less, or start the server with a larger server.max_body",
+        )
+
+    async def _wait(self, ticket: Ticket, answered: asyncio.Future[None], receive: Any) -> None:
+        """It waits for an instance: should the caller go away meanwhile, nobody needs the answer."""
+        gone = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                self._controller.cancel(ticket, "the caller went away")
+        finally:
+            gone.cancel()
+        await answered
+
+
+class ClientGone(Exception):
+    """The caller hung up before its request was whole: there is nobody to answer."""
+
+
+def timing(ticket: Ticket) -> bytes:
+    """Server-Timing, milliseconds per phase."""
+    phases = ticket.phases
+    if ticket.start == "warm" or ticket.start == "preloaded":
+        return b"queue;dur=%.3f, inference;dur=%.3f" % (phases.queue * 1e3, phases.inference * 1e3)
+    rows = (
+        (b"queue", phases.queue),
+        (b"container", phases.container),
+        (b"extract", phases.extract),
+        (b"import", phases.imports),
+        (b"load", phases.load),
+        (b"device", phases.device),
+        (b"warmup", phases.warmup),
+        (b"inference", phases.inference),
+    )
+    return b", ".join(b"%s;dur=%.3f" % (name, seconds * 1e3) for name, seconds in rows if seconds)
+
+
+async def _send(send: Any, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

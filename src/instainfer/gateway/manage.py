@@ -1,0 +1,259 @@
+"""The management API, /instainfer/v1: what the command line and dashboards speak."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
+
+from instainfer import __version__, why
+from instainfer.core import events as ev
+from instainfer.deploy import Deployer
+from instainfer.errors import BadInput, Conflict, InstaInferError, NotFound, TooLarge
+from instainfer.gateway import present
+from instainfer.gateway.health import Health
+from instainfer.gateway.problems import render
+from instainfer.model import Activation
+
+PREFIX = "/instainfer/v1"
+
+
+def application(health: Health, deployer: Deployer, *, max_package: int) -> FastAPI:
+    app = FastAPI(
+        title="instainfer",
+        version=__version__,
+        description="Management of functions, and what the platform did and why.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    controller, store, writer = health.controller, health.store, health.writer
+    api = APIRouter(prefix=PREFIX)
+
+    @app.exception_handler(InstaInferError)
+    async def problem(request: Request, error: InstaInferError) -> Response:
+        status, headers, body = render(error)
+        return Response(body, status, {key.decode(): value.decode() for key, value in headers})
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return await problem(request, BadInput(said, hint="see /openapi.json"))
+
+    @app.get("/livez", tags=["health"])
+    async def livez() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", tags=["health"])
+    @app.get("/healthz", tags=["health"])
+    async def readyz(response: Response) -> dict[str, Any]:
+        """Requests would be served: 503 while starting, stopping, or without a node or a store."""
+        truth = await health.check()
+        response.status_code = 200 if truth["ready"] else 503
+        return truth
+
+    @app.get("/metrics", tags=["health"])
+    async def metrics() -> Response:
+        return Response(controller.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @api.get("/status")
+    async def status() -> dict[str, Any]:
+        return health.status()
+
+    # ---- functions -----------------------------------------------------------------------------------------
+
+    async def stored(namespace: str, name: str) -> dict[str, Any]:
+        for spec, profile in await asyncio.to_thread(store.functions, namespace):
+            if spec.name == name:
+                known = controller.platform.state.functions.get(spec.key)
+                return present.function(spec, profile, known)
+        raise NotFound(
+            f"there is no function {name!r} in namespace {namespace!r}",
+            hint="`instainfer ls` shows what is deployed",
+        )
+
+    @api.get("/functions")
+    async def list_functions(namespace: str | None = None) -> dict[str, Any]:
+        state = controller.platform.state
+        found = await asyncio.to_thread(store.functions, namespace)
+        return {"functions": [present.function(spec, p, state.functions.get(spec.key)) for spec, p in found]}
+
+    @api.put("/functions/{namespace}/{name}")
+    async def deploy(
+        namespace: str,
+        name: str,
+        package: Annotated[UploadFile, File(description="the package: a zip")],
+        settings: Annotated[str, Form(description="JSON: overrides of function.toml")] = "{}",
+        sample: Annotated[UploadFile | None, File(description="one real input")] = None,
+        sample_type: Annotated[str, Form()] = "",
+    ) -> StreamingResponse:
+        """Deploy. Answers with newline-delimited JSON: progress, then `deployed` or `failed`."""
+        try:
+            overrides = json.loads(settings)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"settings is not JSON: {error}", hint="send an object of settings") from None
+        if not isinstance(overrides, dict):
+            raise BadInput("settings is not an object", hint='send {"memory": "1GB", …}')
+        data = await package.read(max_package + 1)
+        if len(data) > max_package:
+            raise TooLarge(
+                f"the package is over {max_package / 1e6:.0f} MB", hint="leave out what it does not need"
+            )
+        given = None
+        if sample is not None:
+            given = (sample.filename or "sample", await sample.read(), sample_type or sample.content_type or "")
+
+        async def lines() -> AsyncIterator[bytes]:
+            async for event in deployer.deploy(namespace, name, data, overrides, given):
+                if event["event"] == "failed":
+                    event = {"event": "failed", "problem": event["error"].problem()}
+                elif event["event"] == "deployed":
+                    known = controller.platform.state.functions.get(event["spec"].key)
+                    shown = present.function(event["spec"], event["profile"], known)
+                    event = {"event": "deployed", "function": shown, "profile": shown["profile"]}
+                yield json.dumps(event).encode() + b"\n"
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    @api.get("/functions/{namespace}/{name}")
+    async def get_function(namespace: str, name: str) -> dict[str, Any]:
+        shown = await stored(namespace, name)
+        versions = await asyncio.to_thread(store.versions, namespace, name)
+        return shown | {"versions": [present.version(spec, shown["version"]) for spec in versions]}
+
+    @api.delete("/functions/{namespace}/{name}")
+    async def delete(namespace: str, name: str) -> dict[str, str]:
+        await deployer.delete(namespace, name)
+        return {"message": f"{namespace}/{name} was deleted"}
+
+    @api.post("/functions/{namespace}/{name}/rollback")
+    async def rollback(namespace: str, name: str, version: Annotated[int, Body(embed=True)]) -> dict[str, Any]:
+        spec = await deployer.rollback(namespace, name, version)
+        return {
+            "message": f"{spec.key} serves version {spec.version} now",
+            "function": await stored(namespace, name),
+        }
+
+    def live(namespace: str, name: str) -> str:
+        key = f"{namespace}/{name}"
+        if key not in controller.specs:
+            raise NotFound(f"there is no function {key}", hint="`instainfer ls` shows what is deployed")
+        return key
+
+    @api.post("/functions/{namespace}/{name}/preload")
+    async def preload(namespace: str, name: str) -> dict[str, str]:
+        """Load it into idle memory of a warm container; 409 when none has room (it never creates one)."""
+        key = live(namespace, name)
+        answer = await controller.ask(lambda token: ev.PreloadRequested(token=token, function=key))
+        if not answer.ok:
+            raise Conflict(answer.message, function=key, hint="`instainfer ps` shows the idle memory there is")
+        return {"message": answer.message}
+
+    @api.post("/functions/{namespace}/{name}/offload")
+    async def offload(namespace: str, name: str) -> dict[str, str]:
+        key = live(namespace, name)
+        answer = await controller.ask(lambda token: ev.OffloadRequested(token=token, function=key))
+        return {"message": answer.message}
+
+    async def set_pin(namespace: str, name: str, pinned: bool) -> dict[str, str]:
+        key = live(namespace, name)
+        await asyncio.to_thread(store.set_pin, namespace, name, pinned)
+        answer = await controller.ask(lambda token: ev.PinChanged(token=token, function=key, pinned=pinned))
+        return {"message": answer.message}
+
+    @api.post("/functions/{namespace}/{name}/pin")
+    async def pin(namespace: str, name: str) -> dict[str, str]:
+        """Keep one container with it loaded; creates one if need be."""
+        return await set_pin(namespace, name, True)
+
+    @api.post("/functions/{namespace}/{name}/unpin")
+    async def unpin(namespace: str, name: str) -> dict[str, str]:
+        return await set_pin(namespace, name, False)
+
+    @api.post("/functions/{namespace}/{name}/hint")
+    async def hint(
+        namespace: str,
+        name: str,
+        in_s: Annotated[float, Body(ge=0, le=30 * 86400)],
+        probability: Annotated[float, Body(gt=0, le=1)] = 1.0,
+    ) -> dict[str, str]:
+        """An arrival is expected in so many seconds: merged into the forecast."""
+        key = live(namespace, name)
+        controller.feed(ev.HintReceived(function=key, in_s=in_s, probability=probability))
+        return {"message": f"{key}: an arrival is expected in {in_s:g} s with probability {probability:g}"}
+
+    # ---- what happened -------------------------------------------------------------------------------------
+
+    @api.get("/functions/{namespace}/{name}/logs")
+    async def function_logs(
+        namespace: str, name: str, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
+    ) -> dict[str, Any]:
+        """What its latest invocations and loads printed, oldest first."""
+        await stored(namespace, name)
+        await asyncio.to_thread(writer.flush)
+        recent = await asyncio.to_thread(store.activations, namespace, name, limit=limit)
+        lines = await asyncio.to_thread(store.logs, f"load:{namespace}/{name}")
+        for activation in recent:
+            lines += await asyncio.to_thread(store.logs, activation.id)
+        lines.sort(key=lambda line: line.wall)
+        return {"logs": present.logs(lines[-limit:])}
+
+    @api.get("/activations")
+    async def activations(
+        namespace: str | None = None,
+        function: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=2000)] = 50,
+        skip: Annotated[int, Query(ge=0)] = 0,
+        since: float | None = None,
+        upto: float | None = None,
+    ) -> dict[str, Any]:
+        await asyncio.to_thread(writer.flush)
+        found = await asyncio.to_thread(
+            store.activations, namespace, function, limit=limit, skip=skip, since=since, upto=upto
+        )
+        return {"activations": [present.activation(one) for one in found]}
+
+    async def find(id: str) -> Activation:
+        return writer.pending(id) or await asyncio.to_thread(store.activation, id)
+
+    @api.get("/activations/{id}")
+    async def activation(id: str) -> dict[str, Any]:
+        return present.activation(await find(id))
+
+    @api.get("/activations/{id}/logs")
+    async def activation_logs(id: str) -> dict[str, Any]:
+        await find(id)
+        await asyncio.to_thread(writer.flush)
+        return {"logs": present.logs(await asyncio.to_thread(store.logs, id))}
+
+    @api.get("/activations/{id}/why")
+    async def activation_why(id: str) -> dict[str, Any]:
+        """Why it started as it did, reproduced by replaying the logged events through the core."""
+        record = await find(id)
+        controller.flush_events()
+        explanation = await asyncio.to_thread(why.replay, health.events, record)
+        return {"activation": present.activation(record), "predictor": health.predictor} | why.tell(
+            record, explanation
+        )
+
+    @api.get("/containers")
+    async def containers() -> dict[str, Any]:
+        state, now = controller.platform.state, health.clock.now()
+        node = next(iter(controller.nodes.values()))
+        return {
+            "node": {
+                "memory_mb": node.memory / present.MB,
+                "committed_mb": state.ledger.promised(node.node) / present.MB,
+                "sandbox": health.sandbox.name,
+                "missing": health.sandbox.enforces.missing(),
+            },
+            "containers": [present.container(controller, one, now) for one in state.containers.values()],
+        }
+
+    app.include_router(api)
+    return app

@@ -1,0 +1,22 @@
+"""Errors as RFC 9457 problem JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from instainfer.errors import InstaInferError
+
+PROBLEM = b"application/problem+json"
+
+
+def render(error: InstaInferError, activation: str = "") -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body."""
+    problem = error.problem()
+    if activation:
+        problem["activation"] = activation
+    body = json.dumps(problem, ensure_ascii=False).encode()
+    headers = [(b"content-type", PROBLEM), (b"content-length", str(len(body)).encode())]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode()))
+    return error.status, headers, body

@@ -1,0 +1,132 @@
+"""A snapshot as bins for the placement, and the assignments that can be made in this turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from instainfer.model import Level
+from instainfer.policies.base import (
+    Assignment,
+    Bin,
+    ContainerView,
+    FunctionView,
+    Held,
+    Item,
+    ResidentView,
+    Snapshot,
+)
+
+#: Share of its worth that a further copy of a function has: it helps only while the better ones are busy.
+FURTHER_COPY = 0.1
+
+#: Worth of having a function at a level: expected seconds of latency saved per second of holding it.
+Worth = Callable[[str, Level], float]
+
+
+class Copies:
+    """The instances of each function that are up to date, best first."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        found: dict[str, list[tuple[int, bool, str]]] = {}
+        self._busy: set[str] = set()
+        for container in snapshot.containers:
+            for resident in container.residents:
+                if resident.stale:
+                    continue
+                entry = -resident.level, resident.evictable, resident.instance
+                found.setdefault(resident.function, []).append(entry)
+                if resident.level >= Level.LOADED and not resident.evictable:
+                    self._busy.add(resident.function)
+        self._rank: dict[str, int] = {}
+        for entries in found.values():
+            entries.sort()
+            self._rank.update((instance, rank) for rank, (_, _, instance) in enumerate(entries))
+
+    def better(self, resident: ResidentView) -> int:
+        """How many copies are better than this one."""
+        return self._rank[resident.instance]
+
+    def wanted(self, function: FunctionView) -> bool:
+        """May a pre-load of it gain anything? Not if it is ready, nor if a copy runs or loads: that one is
+        free before long, and whether a request should rather have a second one is known when it comes."""
+        return function.ready < Level.LOADED and not function.blocked and function.name not in self._busy
+
+
+def bins_of(snapshot: Snapshot, copies: Copies, worth: Worth) -> list[Bin]:
+    """Open are idle containers of nodes with a load to spare. A pinned container gives its free memory only:
+    what is in it was asked for by hand."""
+    return [_bin(snapshot, container, copies, worth) for container in snapshot.containers]
+
+
+def _bin(snapshot: Snapshot, container: ContainerView, copies: Copies, worth: Worth) -> Bin:
+    held: list[Held] = []
+    fixed: list[str] = []
+    for resident in container.residents:
+        if not resident.evictable or container.pinned:
+            if not resident.stale:
+                fixed.append(resident.function)
+            continue
+        value, level = 0.0, Level.NONE
+        if not resident.stale:
+            level = resident.level
+            value = worth(resident.function, level) * FURTHER_COPY ** copies.better(resident)
+        held.append(
+            Held(
+                instance=resident.instance,
+                function=resident.function,
+                level=level,
+                value=value,
+                bytes=resident.bytes,
+            )
+        )
+    return Bin(
+        container=container.id,
+        namespace=container.namespace,
+        node=container.node,
+        free=container.free,
+        open=container.idle and snapshot.load_slots.get(container.node, 0) > 0,
+        own="" if snapshot.guests.get(container.node, True) else container.owner,
+        mounts=container.mounts,
+        held=tuple(held),
+        fixed=tuple(fixed),
+    )
+
+
+def items_of(function: FunctionView, value_imported: float, value_loaded: float) -> tuple[Item, Item]:
+    """Its two items; libraries that are ready somewhere save nothing once more, but still weigh."""
+    libraries = Item(
+        function=function.name,
+        namespace=function.namespace,
+        level=Level.IMPORTED,
+        value=value_imported if function.ready < Level.IMPORTED else 0.0,
+        weight=function.imported_bytes,
+        mounts=function.mounts,
+    )
+    model = Item(
+        function=function.name,
+        namespace=function.namespace,
+        level=Level.LOADED,
+        value=value_loaded,
+        weight=max(function.loaded_bytes - function.imported_bytes, 0),
+        mounts=function.mounts,
+    )
+    return libraries, model
+
+
+def this_turn(snapshot: Snapshot, assignments: Iterable[Assignment]) -> list[Assignment]:
+    """The first assignment into each container, within the loads that its node can take."""
+    slots = dict(snapshot.load_slots)
+    node = {container.id: container.node for container in snapshot.containers}
+    used: set[str] = set()
+    now: list[Assignment] = []
+    for assignment in assignments:
+        where = node[assignment.container]
+        if assignment.container not in used and slots.get(where, 0) > 0:
+            used.add(assignment.container)
+            slots[where] -= 1
+            now.append(assignment)
+    return now
+
+
+def megabytes(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MB"

@@ -1,0 +1,91 @@
+"""The default mode: what is expected to save most, into memory that nobody needs more."""
+
+from __future__ import annotations
+
+from instainfer.model import Level
+from instainfer.policies.base import Bin, FunctionView, Item, Placement, Plan, Predictor, Preload, Snapshot
+from instainfer.policies.preload.bins import Copies, bins_of, items_of, megabytes, this_turn
+
+#: How often to look again while values alone may change what is best. Timers are foreseen ten seconds ahead
+#: and loads take about one.
+TICK_S = 1.0
+#: How far ahead a function without a rate is asked about: is there an announcement that will give it one?
+_ANNOUNCED_S = 86400.0
+
+
+class HazardPreload:
+    """Value of a function at a level = arrivals per second expected now x seconds that the level saves.
+
+    Never off-loads for its own sake: memory that nobody else wants is free. Instances go only where a better
+    item takes their place. Values move with every second a function is idle, so while some function could
+    still get in by displacing another, it asks to be woken a tick later; otherwise only an event (a
+    container, a finished load or run, an arrival) can change the plan and it does not.
+    """
+
+    ends_co_residents = False
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+
+    def plan(self, snapshot: Snapshot, forecast: Predictor, now: float) -> Plan:
+        views = {view.name: view for view in snapshot.functions}
+        rates = {name: forecast.rate(name, now) for name in views}
+
+        def worth(function: str, level: Level) -> float:
+            view = views.get(function)
+            return 0.0 if view is None else rates[function] * _saves(view, Level.NONE, level)
+
+        copies = Copies(snapshot)
+        wanted = [view for view in snapshot.functions if copies.wanted(view)]
+        if not wanted:
+            return Plan()
+        bins = bins_of(snapshot, copies, worth)
+        items: list[Item] = []
+        for view in wanted:
+            rate = rates[view.name]
+            if rate > 0.0:
+                items += items_of(view, rate * view.import_s, rate * view.load_s)
+        chosen = this_turn(snapshot, self.placement.place(bins, items))
+        preloads: list[Preload] = []
+        for place, one in enumerate(chosen, 1):
+            view, rate = views[one.function], rates[one.function]
+            saves = _saves(view, view.ready, one.level)
+            rank = "best value per byte" if place == 1 else f"number {place} by value per byte"
+            preloads.append(
+                Preload(
+                    function=one.function,
+                    level=one.level,
+                    container=one.container,
+                    displaced=one.displaced,
+                    rule=f"expected {rate:.3g}/s, saves {saves:.2f} s, {megabytes(one.weight)}; "
+                    f"{rank} among {len(items) // 2} candidates",
+                    rate=rate,
+                    probability=forecast.probability(one.function, now),
+                    saves_s=saves,
+                    weight=one.weight,
+                )
+            )
+        going = {one.function for one in chosen}
+        waiting = [view for view in wanted if view.name not in going]
+        changes = _may_change(waiting, bins) and any(
+            rates[view.name] > 0.0 or forecast.probability(view.name, now, _ANNOUNCED_S) > 0.0 for view in waiting
+        )
+        return Plan(preloads=tuple(preloads), wake_at=now + TICK_S if changes else None)
+
+
+def _saves(view: FunctionView, start: Level, level: Level) -> float:
+    """Seconds that an arrival saves at `level` against `start`."""
+    saved = view.import_s if start < Level.IMPORTED <= level else 0.0
+    return saved + (view.load_s if start < Level.LOADED <= level else 0.0)
+
+
+def _may_change(waiting: list[FunctionView], bins: list[Bin]) -> bool:
+    """Could one of these get into an open bin if it were only worth enough?"""
+    most: dict[str, int] = {}  # by namespace or only function: the largest room to be had
+    for bin in bins:
+        if bin.open:
+            key = bin.own or bin.namespace
+            most[key] = max(most.get(key, -1), bin.free + sum(held.bytes for held in bin.held))
+    return any(
+        view.imported_bytes <= max(most.get(view.namespace, -1), most.get(view.name, -1)) for view in waiting
+    )

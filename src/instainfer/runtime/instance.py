@@ -1,0 +1,349 @@
+"""The process that runs one function: import, load, warm up, then answer requests until it is told to stop.
+
+Standard library only, on the function's own Python. User code runs in the main thread; only an instance with
+concurrency above 1 has others. In those, output cannot be told apart by request: it belongs to the instance's
+log unless one request ran alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import signal
+import sys
+import time
+from _thread import allocate_lock
+
+from . import frames, payloads, styles, timing
+from .channel import Channel
+from .traces import describe, trace
+
+TYPE_CHECKING = False  # `typing` is not worth its import time in every instance
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any, NoReturn
+
+    Call = tuple[int, str, bytes]  # request, content type, body
+
+IMPORTED = 1
+LOADED = 2
+WARMUP = -1  # in place of a request number: the call with the sample
+LONGEST_SUMMARY = 200  # characters of what the sample gave
+
+
+def main(fd: int) -> NoReturn:
+    """Serve on the stream socket `fd`; ends the process."""
+    channel = Channel(fd)
+    kind, _, spec, _ = channel.take()
+    if kind != frames.GO:
+        os._exit(1)
+    _prepare(spec)
+    Session(channel, spec).run()
+    # Not sys.exit: it would wait for threads that the function left behind, and taking a large library apart
+    # lasts longer than the kernel needs to end the process.
+    atexit._run_exitfuncs()
+    flush()
+    os._exit(0)
+
+
+def _prepare(spec: dict) -> None:
+    """Make the process look as if `python <entry>` had been started in the package."""
+    package, entry = spec["package"], spec["entry"]
+    if spec["style"] != styles.SCRIPT:
+        entry = entry.partition(":")[0].replace(".", "/") + ".py"
+        sys.modules["__main__"] = type(sys)("__main__")  # not this runtime's: multiprocessing looks at it
+    sys.path.insert(0, package)
+    sys.argv = [os.path.join(package, entry)]
+    sys.dont_write_bytecode = True  # the package is read-only
+    if os.access(package, os.X_OK):
+        os.chdir(package)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the server's terminal is the server's
+    faulthandler.enable()  # so that a native crash says in the log where it was
+    for stream in (sys.stdout, sys.stderr):
+        # By line, so that a crash loses none of them; and no print fails for want of a locale.
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def flush() -> None:
+    """What was printed reaches the pipes before the frame that ends its request does."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001  # a tenant may have put anything there, or closed it
+            continue
+
+
+class Session:
+    """One instance's life on its channel.
+
+    Whatever runs the function asks `take` for the next request and gives its outcome to `answer`, `error` or
+    `refuse`. The first `take` ends the load; where there is a sample, that is what it returns, and READY is
+    said only after it was answered.
+    """
+
+    clock = staticmethod(time.monotonic)
+
+    def __init__(self, channel: Channel, spec: dict) -> None:
+        self._channel = channel
+        self._spec = spec
+        self._params: dict = spec.get("params") or {}
+        self._limit: int = spec.get("max_answer") or frames.LARGEST
+        self._concurrency: int = spec.get("concurrency") or 1
+        self._imports = timing.Imports(spec["package"])
+        self._began = 0.0  # the step under way
+        self._times: dict[str, float] = {}
+        self._summary = ""
+        self._loaded = False
+        self._ready = False
+        self._wait = _Waiter(threaded=self._concurrency > 1)
+
+    def run(self) -> None:
+        """From nothing to the STOP. Ends the process where anything before READY fails."""
+        self._begin_step()
+        self._import_recorded()
+        if self._spec.get("level", LOADED) < LOADED:
+            self._imports.stop()
+            self._say_ready(IMPORTED, import_s=self.clock() - self._began)
+            if not self._raised():
+                return
+            self._begin_step()
+        spec = self._spec
+        try:
+            if spec["style"] == styles.SCRIPT:
+                styles.run_script(os.path.join(spec["package"], spec["entry"]), self, self._params)
+                return
+            load = styles.load_class if spec["style"] == styles.CLASS else styles.load_module
+            function = load(spec["entry"], spec["package"], self._wait)
+        except BaseException as error:  # noqa: BLE001  # whatever a tenant's code raises is reported
+            self.fail(self._phase(error), error)
+        if self._concurrency > 1:
+            self._serve_many(function)
+        else:
+            call = self.take()
+            while call is not None:
+                self._handle(function, call)
+                call = self.take()
+
+    # ---- what runs the function talks to these ------------------------------------------------------
+
+    def take(self) -> Call | None:
+        """The next request, or None when there will be no more."""
+        if not self._ready:
+            sample = self._before_ready()
+            if sample is not None:
+                return sample
+        while True:
+            kind, request, meta, body = self._channel.take()
+            if kind == frames.CALL:
+                return request, meta.get("type", ""), body
+            if kind == frames.STOP:
+                return None
+            if kind == frames.RAISE:  # it is as high as it gets
+                self._say_ready(LOADED)
+
+    def answer(self, request: int, value: object, seconds: float) -> None:
+        try:
+            content_type, body = payloads.encode(value, self._limit)
+        except Exception as error:  # noqa: BLE001  # BadAnswer, or what an object's own tolist() raised
+            self.error(request, error, seconds)
+        else:
+            self._finish(frames.RESULT, request, {"type": content_type, "s": seconds}, body)
+
+    def answer_json(self, request: int, text: str, seconds: float) -> None:
+        """`answer` with what is JSON already."""
+        body = text.encode("utf-8", "backslashreplace")
+        if len(body) > self._limit:
+            self.error(request, payloads.too_large(len(body), self._limit), seconds)
+        else:
+            self._finish(frames.RESULT, request, {"type": payloads.JSON, "s": seconds}, body)
+
+    def error(self, request: int, error: BaseException, seconds: float) -> None:
+        """The request failed by the function's doing."""
+        meta = {"phase": "inference", "error": describe(error), "trace": trace(error), "s": seconds}
+        self._finish(frames.ERROR, request, {**meta, "bad_input": False})
+
+    def refuse(self, request: int, error: payloads.BadPayload) -> None:
+        """The request failed before the function saw it."""
+        meta = {"phase": "request", "error": describe(error), "trace": "", "s": 0.0, "bad_input": True}
+        self._finish(frames.ERROR, request, meta)
+
+    def fail(self, phase: str, error: BaseException) -> NoReturn:
+        """The instance cannot go on."""
+        self._fail({"phase": phase, "error": describe(error), "trace": trace(error)})
+
+    # ---- steps --------------------------------------------------------------------------------------
+
+    def _begin_step(self) -> None:
+        self._began = self.clock()
+        self._imports.start()
+
+    def _import_recorded(self) -> None:
+        """What an earlier load of this function imported. A module that is not there any more is none of
+        ours to complain about: the function does, if it needs it."""
+        for name in self._spec.get("modules") or ():
+            try:
+                __import__(name)
+            except BaseException:  # noqa: BLE001  # a library may raise what it likes
+                continue
+
+    def _raised(self) -> bool:
+        """Wait at level 1; whether to go on."""
+        while True:
+            kind, _, meta, _ = self._channel.take()
+            if kind == frames.STOP:
+                return False
+            if kind == frames.RAISE and meta.get("level", LOADED) >= LOADED:
+                return True
+
+    def _before_ready(self) -> Call | None:
+        """Load's end, then READY; between the two the sample, where there is one."""
+        if not self._loaded:
+            self._loaded = True
+            now = self.clock()
+            imports = self._imports.seconds
+            self._times = {"import_s": imports, "load_s": max(now - self._began - imports, 0.0)}
+            if self._spec.get("sample"):
+                self._began = now
+                return WARMUP, *self._sample()
+        # Only now: libraries import more of themselves in their first call, and those are to be recorded.
+        self._imports.stop()
+        self._ready = True
+        self._say_ready(LOADED, **self._times)
+        return None
+
+    def _sample(self) -> tuple[str, bytes]:
+        name = self._spec["sample"]
+        try:
+            with open(os.path.join(self._spec["package"], name), "rb") as file:
+                body = file.read()
+        except OSError as error:
+            self.fail("warmup", styles.Unusable("the sample %s cannot be read: %s" % (name, error.strerror)))
+        content_type = self._spec.get("sample_type") or ""
+        if not content_type:
+            kinds = {".json": payloads.JSON, ".txt": "text/plain"}
+            content_type = kinds.get(os.path.splitext(name)[1].lower(), payloads.BYTES)
+        return content_type, body
+
+    def _warmed(self, kind: int, meta: dict, body: bytes) -> None:
+        if kind == frames.ERROR:
+            self._fail({"phase": "warmup", "error": meta["error"], "trace": meta["trace"]})
+        self._times["warmup_s"] = self.clock() - self._began
+        self._times["first_s"] = meta["s"]
+        if meta["type"] == payloads.BYTES:
+            self._summary = "%d bytes" % len(body)
+        else:
+            self._summary = " ".join(body[: LONGEST_SUMMARY * 4].decode("utf-8", "replace").split())
+
+    def _say_ready(self, level: int, **times: float) -> None:
+        meta: dict[str, Any] = {"level": level, "import_s": 0.0, "load_s": 0.0, "warmup_s": 0.0, "first_s": 0.0}
+        meta.update(times)
+        meta.update(modules=self._imports.modules, tasks=_tasks(), answer=self._summary[:LONGEST_SUMMARY])
+        flush()
+        self._channel.send(frames.READY, 0, meta)
+
+    def _phase(self, error: BaseException) -> str:
+        """What failed: an import (a library's own trouble, a missing module, no syntax) or the load."""
+        if isinstance(error, styles.Unusable):
+            return error.phase
+        imports = isinstance(error, (ImportError, SyntaxError)) or error is self._imports.failure
+        return "import" if imports else "load"
+
+    def _fail(self, meta: dict) -> NoReturn:
+        flush()
+        self._channel.send(frames.FAILED, 0, meta)
+        os._exit(1)
+
+    # ---- requests of module and class style ---------------------------------------------------------
+
+    def _handle(self, function: Callable[[Any], Any], call: Call) -> None:
+        request, content_type, body = call
+        try:
+            payload = payloads.decode(content_type, body, self._params)
+        except payloads.BadPayload as error:
+            self.refuse(request, error)
+            return
+        clock = self.clock
+        began = clock()
+        try:
+            value = function(payload)
+            if hasattr(type(value), "__await__"):
+                value = self._wait(value)
+        except BaseException as error:  # noqa: BLE001  # SystemExit too: it ends the call, not the instance
+            self.error(request, error, clock() - began)
+        else:
+            self.answer(request, value, clock() - began)
+
+    def _serve_many(self, function: Callable[[Any], Any]) -> None:
+        """Threads that each take a request, handle it and come back: who handles also reads, so no queue."""
+        import threading
+
+        turn = threading.Lock()
+        stopped = False
+
+        def serve() -> None:
+            nonlocal stopped
+            while True:
+                with turn:
+                    call = None if stopped else self.take()
+                    if call is None:
+                        stopped = True
+                        return
+                self._handle(function, call)
+
+        if self._spec.get("sample"):
+            sample = self.take()
+            assert sample is not None, "the first take returns the sample"
+            self._handle(function, sample)
+        threads = [threading.Thread(target=serve, name="request-%d" % n) for n in range(self._concurrency)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _finish(self, kind: int, request: int, meta: dict, body: bytes = b"") -> None:
+        flush()
+        if request == WARMUP:
+            self._warmed(kind, meta, body)
+        else:
+            self._channel.send(kind, request, meta, body)
+
+
+class _Waiter:
+    """Runs what async functions return, on one event loop for the instance's whole life: what the function
+    keeps on it (sessions, connections) stays usable. With threads the loop has its own and runs always;
+    without, it runs while a request does."""
+
+    def __init__(self, *, threaded: bool) -> None:
+        self._threaded = threaded
+        self._lock = allocate_lock()
+        self._loop: Any = None
+
+    def __call__(self, awaitable: Awaitable[Any]) -> Any:
+        import asyncio  # only async functions pay for it
+
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                if self._threaded:
+                    import threading
+
+                    threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
+                else:
+                    asyncio.set_event_loop(self._loop)
+        if self._threaded:
+            return asyncio.run_coroutine_threadsafe(_result(awaitable), self._loop).result()
+        return self._loop.run_until_complete(_result(awaitable))
+
+
+async def _result(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _tasks() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:  # no /proc
+        return 1

@@ -1,0 +1,208 @@
+"""What a function says about itself: `function.toml`, or `[tool.instainfer]` of pyproject.toml.
+
+Reading is strict: an unknown key or an impossible value raises BadSettings with the key, the value and what
+is allowed. Nothing here touches files; `packages.read_settings` finds the text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from instainfer.errors import BadSettings
+
+_BYTES = {
+    "": 1,
+    "b": 1,
+    **{unit: 1000**power for power, unit in enumerate(("kb", "mb", "gb", "tb"), 1)},
+    **{unit: 1024**power for power, unit in enumerate(("kib", "mib", "gib", "tib"), 1)},
+    **{unit: 1024**power for power, unit in enumerate(("k", "m", "g", "t"), 1)},  # as docker and cgroups read them
+}
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+OLDEST_PYTHON = (3, 9)
+LEAST_MEMORY = 16 << 20  # below this an interpreter with one library does not start
+LONGEST_TIMEOUT_S = 24 * 3600.0
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes from "512MB" (10^6), "1GiB" (2^30), "64m" (2^20) or a plain number. Raises BadSettings."""
+    return int(_quantity(text, _BYTES, "a size", '"512MB", "1GiB" or a number of bytes'))
+
+
+def parse_seconds(text: str | float) -> float:
+    """Seconds from "30s", "500ms", "2m", "1h" or a plain number. Raises BadSettings."""
+    return _quantity(text, _SECONDS, "a duration", '"30s", "500ms", "2m" or a number of seconds')
+
+
+def _quantity(text: Any, units: Mapping[str, float], noun: str, allowed: str) -> float:
+    if isinstance(text, str):
+        match = _NUMBER.fullmatch(text)
+        unit = units.get(match[2].lower()) if match else None
+        if match and unit is not None:
+            return float(match[1]) * unit
+    elif isinstance(text, (int, float)) and not isinstance(text, bool) and 0 <= text < float("inf"):
+        return text
+    raise BadSettings(f"{text!r} is not {noun}", hint=f"write {allowed}")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """One function's wishes, defaults filled in. Sizes in bytes, times in seconds.
+
+    `requirements` are lines of pip's requirements format; `python` is "3.11" or the absolute path of an
+    interpreter that exists already.
+    """
+
+    entry: str = ""
+    memory: int = 512_000_000
+    timeout: float = 60.0
+    concurrency: int = 1
+    requirements: tuple[str, ...] = ()
+    python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
+    device: str = "cpu"
+    network: bool = False
+    sample: str = ""
+    isolation: str = "freeze"
+    env: dict[str, str] = {}
+    params: dict[str, str] = {}
+
+    def merged(self, overrides: Mapping[str, Any]) -> Settings:
+        """These with the overrides on top: the tables `env` and `params` key by key, the rest whole."""
+        return _decode(overrides, "the given options", self)
+
+
+def settings_from(table: Mapping[str, Any], where: str) -> Settings:
+    """Settings from a parsed TOML table. `where` names its source in errors."""
+    return _decode(table, where, Settings())
+
+
+def _decode(table: Mapping[str, Any], where: str, base: Settings) -> Settings:
+    values = msgspec.structs.asdict(base)
+    for key, value in table.items():
+        read = _READERS.get(key)
+        if read is None:
+            near = difflib.get_close_matches(key, _READERS, n=1)
+            raise BadSettings(
+                f"{where}: unknown key {key!r}",
+                hint=f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(sorted(_READERS))}",
+            )
+        try:
+            decoded = read(value)
+        except BadSettings as error:
+            raise BadSettings(f"{where}: {key} = {_shown(value)}: {error.message}", hint=error.hint) from None
+        values[key] = {**values[key], **decoded} if isinstance(decoded, dict) else decoded
+    return Settings(**values)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _refuse(message: str, allowed: str) -> BadSettings:
+    return BadSettings(message, hint=f"allowed: {allowed}")
+
+
+def _text(allowed: str, pattern: str = r"[^\x00-\x1f]*") -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise _refuse("not understood", allowed)
+        return value
+
+    return read
+
+
+def _memory(value: Any) -> int:
+    size = parse_bytes(value)
+    if size < LEAST_MEMORY:
+        raise _refuse("too little to run in", f"at least {LEAST_MEMORY >> 20}MiB")
+    return size
+
+
+def _timeout(value: Any) -> float:
+    seconds = parse_seconds(value)
+    if not 0 < seconds <= LONGEST_TIMEOUT_S:
+        raise _refuse("out of range", f"more than 0 and at most {LONGEST_TIMEOUT_S:.0f} seconds")
+    return float(seconds)
+
+
+def _concurrency(value: Any) -> int:
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 1000:
+        raise _refuse("not a number of requests", "a whole number from 1 to 1000")
+    return number
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "false"):  # from a command line
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise _refuse("not a yes or no", "true or false")
+    return value
+
+
+def _python(value: Any) -> str:
+    if isinstance(value, float):
+        raise _refuse("a number loses its last zero", 'a version in quotes, "3.11"')
+    if isinstance(value, str):
+        if value.startswith("/"):
+            return value
+        if re.fullmatch(r"3\.[0-9]{1,2}", value):
+            if (3, int(value[2:])) < OLDEST_PYTHON:
+                raise _refuse("too old", "3.9 and later")
+            return value
+    raise _refuse("not a version", '"3.11", or the absolute path of an interpreter')
+
+
+def _requirements(value: Any) -> tuple[str, ...]:
+    if isinstance(value, (list, tuple)) and all(isinstance(line, str) for line in value):
+        return tuple(line.strip() for line in value if line.strip())
+    raise _refuse("not a list of requirements", 'a list like ["numpy>=2"], or the name of a file in the package')
+
+
+def _table(kind: str) -> Callable[[Any], dict[str, str]]:
+    def read(value: Any) -> dict[str, str]:
+        if not isinstance(value, Mapping):
+            raise _refuse("not a table", f'[{kind}] with lines like name = "value"')
+        out: dict[str, str] = {}
+        for name, item in value.items():
+            if kind == "env" and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in str(item)):
+                raise _refuse(f"{name!r} cannot name a variable", "letters, digits and underscores")
+            if kind == "env" and (isinstance(item, bool) or not isinstance(item, (str, int, float))):
+                raise _refuse(f"{name} is not a text", f'a text in quotes, {name} = "…"')
+            # A parameter that is not text travels as its JSON.
+            out[name] = item if isinstance(item, str) else json.dumps(item, default=str)
+        return out
+
+    return read
+
+
+def _batch(_value: Any) -> Any:
+    raise BadSettings("batching is not offered yet", hint="remove the key; `concurrency` is honoured")
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "entry": _text('"main:handler", "main:Model" or "script.py"'),
+    "memory": _memory,
+    "timeout": _timeout,
+    "concurrency": _concurrency,
+    "requirements": _requirements,
+    "python": _python,
+    "device": _text('"cpu", "cuda" or "cuda:0"', r"cpu|cuda(:[0-9]{1,2})?"),
+    "network": _flag,
+    "sample": _text("the path of a file in the package"),
+    "isolation": _text('"freeze" or "strict"', r"freeze|strict"),
+    "batch": _batch,
+    "env": _table("env"),
+    "params": _table("params"),
+}

@@ -1,0 +1,102 @@
+"""What is remembered across restarts: namespaces, functions, versions, profiles, activations, logs, pins.
+
+Calls block (a shell makes them through `asyncio.to_thread`) and may come from several threads at once. Ids
+and wall times come from the caller. Errors: NotFound for what is not there, Unavailable when the database
+cannot be used, with a hint that says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from instainfer.model import Activation, FunctionSpec, Profile
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One line that a function printed."""
+
+    activation: str
+    stream: str  # "stdout" or "stderr"
+    wall: float
+    text: str
+
+
+class Store(Protocol):
+    def namespace(self, name: str) -> int:
+        """Its number, created on first sight: 1, 2, …; never reused."""
+        ...
+
+    def namespaces(self) -> dict[str, int]: ...
+
+    def function_number(self, namespace: str, name: str) -> int:
+        """Its number within the namespace, created on first sight: 1, 2, …. A name keeps its number, even
+        through deletion, and no other name ever gets it: numbers become uids, and files may outlive a function."""
+        ...
+
+    def add_version(self, spec: FunctionSpec) -> FunctionSpec:
+        """Keep a new version and make it current. Returns the spec with `version` assigned, one above every
+        earlier one of this name; `spec.version` is ignored. Creates namespace and function as needed."""
+        ...
+
+    def functions(self, namespace: str | None = None) -> list[tuple[FunctionSpec, Profile | None]]:
+        """The current version of each function that is not deleted, with its profile, by (namespace, name)."""
+        ...
+
+    def versions(self, namespace: str, name: str) -> list[FunctionSpec]:
+        """Every version, oldest first. Raises NotFound."""
+        ...
+
+    def set_current(self, namespace: str, name: str, version: int) -> FunctionSpec:
+        """Roll back or forward. Raises NotFound that lists the versions there are."""
+        ...
+
+    def delete_function(self, namespace: str, name: str) -> None:
+        """It is no longer listed and its pin is gone; activations stay. Raises NotFound."""
+        ...
+
+    def put_profile(self, namespace: str, name: str, version: int, profile: Profile, wall: float) -> None: ...
+
+    def set_pin(self, namespace: str, name: str, pinned: bool) -> None: ...
+
+    def pins(self) -> list[tuple[str, str]]:
+        """(namespace, name), sorted."""
+        ...
+
+    def add_records(self, activations: Sequence[Activation], logs: Sequence[LogLine]) -> None:
+        """All in one transaction. An activation whose id is there already is left as it is."""
+        ...
+
+    def add_activations(self, activations: Sequence[Activation]) -> None: ...
+
+    def add_logs(self, logs: Sequence[LogLine]) -> None: ...
+
+    def activations(
+        self,
+        namespace: str | None = None,
+        function: str | None = None,
+        *,
+        limit: int = 50,
+        skip: int = 0,
+        since: float | None = None,
+        upto: float | None = None,
+    ) -> list[Activation]:
+        """Newest first; `since` and `upto` are wall times, both included."""
+        ...
+
+    def activation(self, id: str) -> Activation:
+        """Raises NotFound."""
+        ...
+
+    def logs(self, activation: str) -> list[LogLine]:
+        """In the order they were added; [] for an unknown activation."""
+        ...
+
+    def prune(self, *, keep_activations: int, keep_s: float, wall: float) -> int:
+        """Drop activations older than `wall - keep_s` and all but the newest `keep_activations`, with their
+        logs. Returns how many activations went."""
+        ...
+
+    def close(self) -> None: ...

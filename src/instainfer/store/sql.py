@@ -1,0 +1,411 @@
+"""The store on a relational database: SQLite in WAL mode, by a URL that SQLAlchemy takes.
+
+Core only, no ORM: the rows are few and plain. Statements keep to what PostgreSQL also knows; what is
+SQLite's alone sits in `_sqlite_engine`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.pool import QueuePool
+
+from instainfer.errors import NotFound, Unavailable
+from instainfer.model import Activation, FunctionSpec, Phases, Profile
+from instainfer.store.base import LogLine
+
+SCHEMA = 1
+
+_tables = sa.MetaData()
+_meta = sa.Table("meta", _tables, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text))
+_namespaces = sa.Table(
+    "namespaces",
+    _tables,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False, unique=True),
+)
+_functions = sa.Table(
+    "functions",
+    _tables,
+    sa.Column("namespace", sa.Text, sa.ForeignKey("namespaces.name"), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("current", sa.Integer, nullable=False, default=0),  # 0: numbered, never deployed
+    sa.Column("deleted", sa.Boolean, nullable=False, default=False),
+    sa.UniqueConstraint("namespace", "number"),
+)
+_of_function = ("functions.namespace", "functions.name")
+_versions = sa.Table(
+    "versions",
+    _tables,
+    sa.Column("namespace", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.ForeignKeyConstraint(("namespace", "name"), _of_function),
+)
+_profiles = sa.Table(
+    "profiles",
+    _tables,
+    sa.Column("namespace", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("profile", sa.Text, nullable=False),
+    sa.Column("updated", sa.Float, nullable=False),
+    sa.ForeignKeyConstraint(("namespace", "name"), _of_function),
+)
+_pins = sa.Table(
+    "pins",
+    _tables,
+    sa.Column("namespace", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.ForeignKeyConstraint(("namespace", "name"), _of_function),
+)
+_KINDS: dict[type, type[sa.types.TypeEngine[Any]]] = {
+    str: sa.Text,
+    int: sa.BigInteger,
+    float: sa.Float,
+    Phases: sa.Text,
+}
+_FIELDS = {field.name: field.type for field in msgspec.structs.fields(Activation)}
+_activations = sa.Table(
+    "activations",
+    _tables,
+    *(sa.Column(name, _KINDS[kind], primary_key=name == "id", nullable=False) for name, kind in _FIELDS.items()),
+    sa.Index("activations_by_namespace", "namespace", sa.text("wall DESC")),
+    sa.Index("activations_by_function", "namespace", "function", sa.text("wall DESC")),
+    sa.Index("activations_by_wall", "wall"),
+)
+_logs = sa.Table(  # no foreign key: lines may be written before the activation that they belong to
+    "logs",
+    _tables,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("activation", sa.Text, nullable=False, index=True),
+    sa.Column("stream", sa.Text, nullable=False),
+    sa.Column("wall", sa.Float, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+)
+
+_encode = msgspec.json.Encoder().encode
+_phases = msgspec.json.Decoder(Phases)
+_spec = msgspec.json.Decoder(FunctionSpec)
+_profile = msgspec.json.Decoder(Profile)
+
+
+class SqlStore:
+    """`url`: "sqlite:///path/to/file.db", "sqlite://" for one in memory, or another that SQLAlchemy knows."""
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url)
+        self._writing = threading.Lock()  # SQLite lets one write at a time: wait here rather than poll its lock
+        self._engine = (
+            _sqlite_engine(self._url) if self._url.get_backend_name() == "sqlite" else sa.create_engine(url)
+        )
+        try:
+            self._open()
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    def _open(self) -> None:
+        with self._write() as db:
+            version = None
+            if sa.inspect(db).has_table(_meta.name):
+                version = db.scalar(sa.select(_meta.c.value).where(_meta.c.key == "schema"))
+            if version is not None and int(version) > SCHEMA:
+                raise Unavailable(
+                    f"the database {self._shown} was written by a newer version: schema {version}, not {SCHEMA}",
+                    hint="upgrade instainfer, or give another --data-dir",
+                )
+            _tables.create_all(db)
+            if version is None:
+                db.execute(sa.insert(_meta).values(key="schema", value=str(SCHEMA)))
+
+    @property
+    def _shown(self) -> str:
+        return self._url.database or "in memory"
+
+    @contextmanager
+    def _write(self) -> Iterator[sa.Connection]:
+        with self._translated(), self._writing, self._engine.connect() as db:
+            db = db.execution_options(instainfer_write=True)
+            with db.begin():
+                yield db
+
+    @contextmanager
+    def _read(self) -> Iterator[sa.Connection]:
+        with self._translated(), self._engine.connect() as db:
+            yield db
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            said = str(error.orig)
+            lowered = said.lower()
+            if "not a database" in lowered or "malformed" in lowered:
+                hint = (
+                    "it is damaged: move it away and restore a copy (or start empty: deploy the functions again)"
+                )
+            elif "locked" in lowered or "busy" in lowered:
+                hint = "another process holds it: is a second server running on this --data-dir?"
+            elif "full" in lowered:
+                hint = "free some space on its disk"
+            elif "unable to open" in lowered or "readonly" in lowered:
+                hint = "check that its folder is there and writable"
+            else:
+                hint = ""
+            raise Unavailable(f"the database {self._shown} cannot be used: {said}", hint=hint) from error
+
+    def _insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
+
+    # ---- namespaces and functions
+
+    def namespace(self, name: str) -> int:
+        with self._write() as db:
+            return self._namespace(db, name)
+
+    def _namespace(self, db: sa.Connection, name: str) -> int:
+        # Locked where the database locks rows: whoever numbers a function of it next waits.
+        mine = sa.select(_namespaces.c.number).where(_namespaces.c.name == name).with_for_update()
+        number = db.scalar(mine)
+        if number is None:
+            number = (db.scalar(sa.select(sa.func.max(_namespaces.c.number))) or 0) + 1
+            db.execute(sa.insert(_namespaces).values(name=name, number=number))
+        return int(number)
+
+    def namespaces(self) -> dict[str, int]:
+        with self._read() as db:
+            rows = db.execute(sa.select(_namespaces.c.name, _namespaces.c.number).order_by(_namespaces.c.number))
+            return {row.name: row.number for row in rows}
+
+    def function_number(self, namespace: str, name: str) -> int:
+        with self._write() as db:
+            return self._function_number(db, namespace, name)
+
+    def _function_number(self, db: sa.Connection, namespace: str, name: str) -> int:
+        self._namespace(db, namespace)
+        number = db.scalar(sa.select(_functions.c.number).where(*_is(_functions, namespace, name)))
+        if number is None:
+            last = db.scalar(
+                sa.select(sa.func.max(_functions.c.number)).where(_functions.c.namespace == namespace)
+            )
+            number = (last or 0) + 1
+            db.execute(sa.insert(_functions).values(namespace=namespace, name=name, number=number))
+        return int(number)
+
+    def add_version(self, spec: FunctionSpec) -> FunctionSpec:
+        namespace, name = spec.namespace, spec.name
+        with self._write() as db:
+            self._function_number(db, namespace, name)
+            last = db.scalar(sa.select(sa.func.max(_versions.c.version)).where(*_is(_versions, namespace, name)))
+            spec = msgspec.structs.replace(spec, version=(last or 0) + 1)
+            db.execute(
+                sa.insert(_versions).values(
+                    namespace=namespace,
+                    name=name,
+                    version=spec.version,
+                    digest=spec.digest,
+                    spec=_encode(spec).decode(),
+                    created=spec.wall,
+                )
+            )
+            now = sa.update(_functions).where(*_is(_functions, namespace, name))
+            db.execute(now.values(current=spec.version, deleted=False))
+        return spec
+
+    def functions(self, namespace: str | None = None) -> list[tuple[FunctionSpec, Profile | None]]:
+        f, v, p = _functions, _versions, _profiles
+        chosen = sa.and_(v.c.namespace == f.c.namespace, v.c.name == f.c.name, v.c.version == f.c.current)
+        known = sa.and_(p.c.namespace == v.c.namespace, p.c.name == v.c.name, p.c.version == v.c.version)
+        query = sa.select(v.c.spec, p.c.profile).select_from(f.join(v, chosen).outerjoin(p, known))
+        query = query.where(f.c.deleted.is_(False)).order_by(f.c.namespace, f.c.name)
+        if namespace is not None:
+            query = query.where(f.c.namespace == namespace)
+        with self._read() as db:
+            rows = db.execute(query).all()
+        return [
+            (_spec.decode(row.spec), None if row.profile is None else _profile.decode(row.profile)) for row in rows
+        ]
+
+    def versions(self, namespace: str, name: str) -> list[FunctionSpec]:
+        with self._read() as db:
+            self._must_exist(db, namespace, name)
+            query = (
+                sa.select(_versions.c.spec).where(*_is(_versions, namespace, name)).order_by(_versions.c.version)
+            )
+            return [_spec.decode(text) for text in db.scalars(query)]
+
+    def set_current(self, namespace: str, name: str, version: int) -> FunctionSpec:
+        with self._write() as db:
+            self._must_exist(db, namespace, name)
+            query = sa.select(_versions.c.version, _versions.c.spec).where(*_is(_versions, namespace, name))
+            there = {row.version: row.spec for row in db.execute(query.order_by(_versions.c.version))}
+            if version not in there:
+                raise NotFound(
+                    f"{namespace}/{name} has no version {version}",
+                    hint=f"there are {', '.join(map(str, there))}",
+                    function=f"{namespace}/{name}",
+                )
+            db.execute(sa.update(_functions).where(*_is(_functions, namespace, name)).values(current=version))
+            return _spec.decode(there[version])
+
+    def delete_function(self, namespace: str, name: str) -> None:
+        with self._write() as db:
+            self._must_exist(db, namespace, name)
+            db.execute(sa.update(_functions).where(*_is(_functions, namespace, name)).values(deleted=True))
+            db.execute(sa.delete(_pins).where(*_is(_pins, namespace, name)))
+
+    def _must_exist(self, db: sa.Connection, namespace: str, name: str) -> None:
+        f = _functions.c
+        found = sa.select(f.number).where(*_is(_functions, namespace, name), f.deleted.is_(False), f.current > 0)
+        if db.scalar(found) is None:
+            raise NotFound(
+                f"there is no function {name!r} in namespace {namespace!r}",
+                hint="`instainfer ls` shows those there are",
+                function=f"{namespace}/{name}",
+            )
+
+    def put_profile(self, namespace: str, name: str, version: int, profile: Profile, wall: float) -> None:
+        values = {"profile": _encode(profile).decode(), "updated": wall}
+        with self._write() as db:
+            self._must_exist(db, namespace, name)
+            row = self._insert(_profiles).values(namespace=namespace, name=name, version=version, **values)
+            db.execute(row.on_conflict_do_update(index_elements=["namespace", "name", "version"], set_=values))
+
+    def set_pin(self, namespace: str, name: str, pinned: bool) -> None:
+        with self._write() as db:
+            if pinned:
+                self._must_exist(db, namespace, name)
+                db.execute(self._insert(_pins).values(namespace=namespace, name=name).on_conflict_do_nothing())
+            else:
+                db.execute(sa.delete(_pins).where(*_is(_pins, namespace, name)))
+
+    def pins(self) -> list[tuple[str, str]]:
+        with self._read() as db:
+            rows = db.execute(sa.select(_pins.c.namespace, _pins.c.name).order_by(_pins.c.namespace, _pins.c.name))
+            return [(row.namespace, row.name) for row in rows]
+
+    # ---- activations and logs
+
+    def add_records(self, activations: Sequence[Activation], logs: Sequence[LogLine]) -> None:
+        rows = []
+        for activation in activations:
+            row = msgspec.structs.asdict(activation)
+            row["phases"] = _encode(activation.phases).decode()
+            rows.append(row)
+        lines = [msgspec.structs.asdict(line) for line in logs]
+        with self._write() as db:
+            if rows:
+                db.execute(self._insert(_activations).on_conflict_do_nothing(index_elements=["id"]), rows)
+            if lines:
+                db.execute(sa.insert(_logs), lines)
+
+    def add_activations(self, activations: Sequence[Activation]) -> None:
+        self.add_records(activations, ())
+
+    def add_logs(self, logs: Sequence[LogLine]) -> None:
+        self.add_records((), logs)
+
+    def activations(
+        self,
+        namespace: str | None = None,
+        function: str | None = None,
+        *,
+        limit: int = 50,
+        skip: int = 0,
+        since: float | None = None,
+        upto: float | None = None,
+    ) -> list[Activation]:
+        c = _activations.c
+        query = sa.select(_activations).order_by(c.wall.desc(), c.id.desc()).limit(limit).offset(skip)
+        if namespace is not None:
+            query = query.where(c.namespace == namespace)
+        if function is not None:
+            query = query.where(c.function == function)
+        if since is not None:
+            query = query.where(c.wall >= since)
+        if upto is not None:
+            query = query.where(c.wall <= upto)
+        with self._read() as db:
+            return [_activation(row) for row in db.execute(query)]
+
+    def activation(self, id: str) -> Activation:
+        with self._read() as db:
+            row = db.execute(sa.select(_activations).where(_activations.c.id == id)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no activation {id!r}", hint="`instainfer activations` shows the latest")
+        return _activation(row)
+
+    def logs(self, activation: str) -> list[LogLine]:
+        c = _logs.c
+        query = (
+            sa.select(c.activation, c.stream, c.wall, c.text).where(c.activation == activation).order_by(c.number)
+        )
+        with self._read() as db:
+            return [LogLine(**row._mapping) for row in db.execute(query)]
+
+    def prune(self, *, keep_activations: int, keep_s: float, wall: float) -> int:
+        c = _activations.c
+        newest = sa.select(c.wall, c.id).order_by(c.wall.desc(), c.id.desc()).offset(keep_activations).limit(1)
+        with self._write() as db:
+            edge = db.execute(newest).one_or_none()  # the newest that is one too many
+            old = c.wall < wall - keep_s
+            if edge is not None:
+                old = sa.or_(old, c.wall < edge.wall, sa.and_(c.wall == edge.wall, c.id <= edge.id))
+            gone = db.execute(sa.delete(_activations).where(old)).rowcount
+            # Lines without an activation also go when old, be it one that was dropped or is still to come.
+            owned = sa.exists().where(_activations.c.id == _logs.c.activation)
+            oldest = db.scalar(sa.select(sa.func.min(c.wall)))
+            db.execute(
+                sa.delete(_logs).where(_logs.c.wall < (wall - keep_s if oldest is None else oldest), ~owned)
+            )
+            return gone
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _is(table: sa.Table, namespace: str, name: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    return table.c.namespace == namespace, table.c.name == name
+
+
+def _activation(row: Any) -> Activation:
+    values = dict(row._mapping)
+    values["phases"] = _phases.decode(values["phases"])
+    return Activation(**values)
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    memory = url.database in (None, "", ":memory:")
+    if not memory:
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    # A database in memory is its one connection's: whoever comes second waits for it.
+    sizes: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if memory else {}
+    engine = sa.create_engine(url, poolclass=QueuePool, connect_args={"check_same_thread": False}, **sizes)
+
+    @sa.event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # sqlite3 begins nothing by itself: `_began` does
+        for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _began(db: sa.Connection) -> None:
+        # IMMEDIATE: a transaction that reads first and writes later would fail at once, without waiting,
+        # if another had written in between.
+        writes = db.get_execution_options().get("instainfer_write")
+        db.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine

@@ -1,0 +1,57 @@
+"""`why`: an activation's start, explained by replaying the logged events through the core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from instainfer import eventlog
+from instainfer.core import checkpoint
+from instainfer.core.explain import Explanation, explain
+from instainfer.core.platform import Platform
+from instainfer.model import Activation
+
+
+def replay(directory: Path, activation: Activation) -> Explanation | None:
+    """None when the log no longer reaches back to it."""
+    found = eventlog.find(directory, activation.epoch, activation.request)
+    if found is None:
+        return None
+    head, segments = found
+    platform = Platform(checkpoint.load(head.state))
+    return explain(platform, eventlog.read(segments), activation.request)
+
+
+def tell(activation: Activation, explanation: Explanation | None) -> dict[str, Any]:
+    """The JSON of `/activations/{id}/why`, without the activation itself."""
+    if explanation is None:
+        return {
+            "start": activation.start,
+            "reproduced": False,
+            "probability": None,
+            "rate": None,
+            "decisions": [],
+            "advice": ["the event log no longer reaches back to it (records.keep_events_mb)"],
+        }
+    return {
+        "start": explanation.start or activation.start,
+        "reproduced": explanation.start == activation.start and explanation.instance == activation.instance,
+        "probability": explanation.probability,
+        "rate": explanation.rate,
+        "last_s": explanation.last_s,
+        "owner": explanation.owner,
+        "decisions": [
+            {
+                "ago_s": decision.ago_s,
+                "what": decision.what,
+                "why": decision.why.rule,
+                "probability": decision.why.probability,
+                "rate": decision.why.rate,
+                "saves_s": decision.why.saves_s,
+                "weight_mb": None if decision.why.weight is None else decision.why.weight / 1e6,
+                "displaced": list(decision.why.displaced),
+            }
+            for decision in explanation.decisions
+        ],
+        "advice": list(explanation.advice),
+    }
