@@ -305,7 +305,7 @@ class Controller:
                 request=action.request,
                 instance=action.instance,
                 activation=ticket.activation,
-                type=ticket.content_type,
+                content_type=ticket.content_type,
                 body=body,
             )
         )
@@ -387,7 +387,12 @@ class Controller:
             known = self._known.get(event.instance)
             if known is not None:
                 known.ready = self._clock.now()
-                known.times = (("imports", event.import_s), ("load", event.load_s), ("warmup", event.warmup_s))
+                known.times = (
+                    ("extract", event.start_s),
+                    ("imports", event.import_s),
+                    ("load", event.load_s),
+                    ("warmup", event.warmup_s),
+                )
         elif isinstance(event, ev.ContainerReady):
             self._created[event.container] = (self._clock.now(), event.seconds)
         elif isinstance(event, ev.MemorySampled):
@@ -441,7 +446,7 @@ class Controller:
             ticket.inference_s = report.inference_s
             ticket.logs = report.logs
             if ok:
-                ticket.answer = (report.type, report.body)
+                ticket.answer = (report.content_type, report.body)
                 self._finish(ticket)
             else:
                 self._fail(ticket, from_problem(report.problem))

@@ -128,6 +128,8 @@ class Deployer:
     ) -> tuple[FunctionSpec, Profile]:
         progress("package", f"checking {len(data) / 1e6:.1f} MB")
         sample_type = ""
+        overrides = dict(overrides)
+        hold = bool(overrides.pop("hold", False))
         if sample is not None:
             path = f"instainfer-sample/{PurePosixPath(sample[0]).name or 'sample'}"
             data = await asyncio.to_thread(with_file, data, path, sample[1])
@@ -196,11 +198,16 @@ class Deployer:
                     lambda message: progress("measure", message),
                 )
             ).profile
-            progress("publish", "making it the current version")
             spec = await asyncio.to_thread(self._store.add_version, spec)
             await asyncio.to_thread(
                 self._store.put_profile, namespace, name, spec.version, profile, self._clock.wall()
             )
+            current = self._controller.specs.get(spec.key)
+            if hold and current is not None:
+                progress("publish", f"holding version {spec.version}: version {current.version} goes on serving")
+                await asyncio.to_thread(self._store.set_current, namespace, name, current.version)
+                return spec, profile
+            progress("publish", "making it the current version")
             self._controller.deploy(
                 spec, function_of(spec, profile), self.revision(spec, profile, number, uid_base)
             )

@@ -76,7 +76,7 @@ class Invoke(Message, frozen=True, kw_only=True):
     request: int
     instance: str
     activation: str
-    type: str
+    content_type: str
     body: bytes
 
 
@@ -129,7 +129,7 @@ class Answered(Message, frozen=True, kw_only=True):
     request: int
     instance: str
     inference_s: float
-    type: str = ""
+    content_type: str = ""
     body: bytes = b""
     problem: dict[str, Any] = {}
     logs: tuple[tuple[str, str], ...] = ()  # (stream, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -101,7 +102,7 @@ class ContainerHost:
             return  # it ended meanwhile: InstanceLost was or will be reported
         if isinstance(work, Invoke):
             self.touched = True
-            instance.invoke(work.request, work.activation, work.type, work.body)
+            instance.invoke(work.request, work.activation, work.content_type, work.body)
         elif isinstance(work, actions.Thaw):
             with suppress(OSError):
                 self.container.thaw(work.instance)
@@ -145,6 +146,7 @@ class ContainerHost:
 
     async def spawn(self, name: str, revision: Revision, package: Path, level: Level) -> InstanceHost:
         """Start the process, put it under its cgroup before it executes anything, and tell it to load."""
+        asked = time.monotonic()
         uid = FIRST_UID + revision.number if self._apart else None
         spawned = await self.link.spawn(
             name,
@@ -169,7 +171,7 @@ class ContainerHost:
         self.touched = True
         self.link.exited(name).add_done_callback(lambda future: self._exited(name, future))
         await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=spawned.sock)
-        host.go(level)
+        host.go(level, asked=asked)
         return host
 
     def end(self, name: str, reason: str, code: str, request: int | None) -> None:

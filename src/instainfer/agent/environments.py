@@ -177,7 +177,7 @@ class Environments:
             _write_whole(folder / f"{name}.json", msgspec.json.encode(marker))
         count = len(await asyncio.to_thread(_installed, order.target))
         build.tell(
-            f"installed {count} packages in {seconds:.1f} s with {installer}"
+            f"installed {count} package{'s' * (count > 1)} in {seconds:.1f} s with {installer}"
             if count
             else "made a bare environment"
         )
@@ -347,7 +347,9 @@ def _last(lines: Sequence[str]) -> str:
 
 
 def _installed(target: Path) -> list[Path]:
-    return list(target.glob("lib/python*/site-packages/*.dist-info"))
+    """What was asked for and what that needs: not the pip that a virtual environment may come with."""
+    found = target.glob("lib/python*/site-packages/*.dist-info")
+    return [path for path in found if path.name.partition("-")[0] not in ("pip", "setuptools")]
 
 
 def _whole(folder: Path, name: str) -> bool:

@@ -212,11 +212,8 @@ def steps(
 
 _SAID: tuple[tuple[str, str], ...] = (
     (r"Resolved (\d+ packages?) in .*", r"resolved \1"),
+    (r"Downloading (?:\S*/)?([\w.]+)-\d\S*\.(?:whl|gz|zip) \(([\d.]+) ?([kMG])i?B\)", r"downloading \1 \2 \3B"),
     (r"Downloading ([\w.-]+) \(([\d.]+) ?([kMG])i?B\)", r"downloading \1 \2 \3B"),
-    (
-        r"Downloading (?:\S*/)?([\w.]+)-\d\S*(?:\.whl|\.tar\.gz|\.zip) \(([\d.]+) ?([kMG])i?B\)",
-        r"downloading \1 \2 \3B",
-    ),
     (r"(?:Building|Building wheel for) ([\w.-]+).*", r"building \1"),
     (r"Prepared (\d+ packages?) in .*", r"prepared \1"),
     (r"Collecting ([\w.-]+).*", r"resolving \1"),
@@ -246,7 +243,8 @@ _NETWORK = (
     r"|error sending request"
 )
 _COMPILER = (
-    r"command '?\S*(gcc|cc|g\+\+|clang|rustc|cargo)'? failed|No such file or directory: '?(gcc|cc|g\+\+|cargo)\b"
+    r"command '?\S*(gcc|cc|g\+\+|clang|rustc|cargo)'? failed"
+    r"|No such file or directory: '?\S*(gcc|cc|g\+\+|cargo)\b"
     r"|can't find Rust compiler|not find a(ny)? (C|C\+\+) compiler|Unknown compiler"
 )
 _MISSING = (

@@ -120,7 +120,8 @@ class InstanceHost(asyncio.Protocol):
 
     # ---- commands ------------------------------------------------------------------------------------------
 
-    def go(self, level: Level) -> None:
+    def go(self, level: Level, *, asked: float) -> None:
+        """Tell it what it is; `asked`: when its load was asked for (time.monotonic())."""
         revision = self.revision
         self._write(
             frames.encode(
@@ -141,11 +142,11 @@ class InstanceHost(asyncio.Protocol):
                 },
             )
         )
-        self._start_load()
+        self._start_load(asked)
 
     def lift(self, level: Level) -> None:
         self._write(frames.encode(frames.RAISE, 0, {"level": int(level)}))
-        self._start_load()
+        self._start_load(time.monotonic())
 
     def invoke(self, request: int, activation: str, content_type: str, body: bytes) -> None:
         timeout = self.revision.timeout_s
@@ -185,10 +186,10 @@ class InstanceHost(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def _start_load(self) -> None:
+    def _start_load(self, asked: float) -> None:
         self.loading = True
         self._frozen_s = 0.0
-        self._load_started = time.monotonic()
+        self._load_started = asked
         self._load_left = self.revision.load_timeout_s
         self._arm_load()
 
@@ -227,7 +228,7 @@ class InstanceHost(asyncio.Protocol):
                         request=request,
                         instance=self.id,
                         inference_s=seconds,
-                        type=str(meta.get("type", "application/json")),
+                        content_type=str(meta.get("type", "application/json")),
                         body=body,
                         logs=self.output.take(),
                     )
@@ -273,7 +274,8 @@ class InstanceHost(asyncio.Protocol):
             measured = _sane(meta.get(key), elapsed)
             times[key] = max(0.0, measured - off)
             off = max(0.0, off - measured)
-        self._report(InstanceReady(instance=self.id, level=Level(int(meta["level"])), **times))
+        start_s = max(0.0, elapsed - self._frozen_s - sum(times.values()))
+        self._report(InstanceReady(instance=self.id, level=Level(int(meta["level"])), start_s=start_s, **times))
 
     def _loaded(self) -> None:
         self.loading = False

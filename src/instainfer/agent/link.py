@@ -205,7 +205,7 @@ class ManagerLink:
                 socket.send_fds(self._control, [data], fds)
             except BlockingIOError:
                 self._loop.add_writer(self._fd, self._flush)
-                return
+                return None
             except OSError as error:
                 return self._lose(str(error))
             self._outbox.popleft()
@@ -219,7 +219,7 @@ class ManagerLink:
                     LARGEST, socket.CMSG_SPACE(4 * MOST_FDS), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
-                return
+                return None
             except OSError as error:
                 return self._lose(str(error))
             fds = _descriptors(ancillary)

@@ -71,10 +71,11 @@ class ContainerLost(Event, frozen=True, kw_only=True):
 
 class InstanceReady(Event, frozen=True, kw_only=True):
     """Acknowledged by the instance itself. Reached `level`; the times are of the steps just made, without
-    the time it was frozen."""
+    the time it was frozen. `start_s`: until its interpreter ran (a new process only)."""
 
     instance: str
     level: Level
+    start_s: float = 0.0
     import_s: float = 0.0
     load_s: float = 0.0
     warmup_s: float = 0.0

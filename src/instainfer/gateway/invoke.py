@@ -25,8 +25,8 @@ class Invoke:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             ticket, answered = await self._accept(scope, receive)
-        except InstaInferError as error:
-            await _send(send, *render(error))
+        except InstaInferError as refused:
+            await _send(send, *render(refused))
             return
         except ClientGone:
             return

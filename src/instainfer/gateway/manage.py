@@ -219,7 +219,8 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
         return {"activations": [present.activation(one) for one in found]}
 
     async def find(id: str) -> Activation:
-        return writer.pending(id) or await asyncio.to_thread(store.activation, id)
+        waiting = writer.pending(id)
+        return waiting if waiting is not None else await asyncio.to_thread(store.activation, id)
 
     @api.get("/activations/{id}")
     async def activation(id: str) -> dict[str, Any]:

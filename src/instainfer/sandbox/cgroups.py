@@ -10,6 +10,7 @@ controller that is not there is left out; `controllers` says which are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 PREFIX = "instainfer-"
+GONE = frozenset((errno.ENOENT, errno.ENODEV))  # a group that was removed before, or while it was read
 
 
 class Groups(Protocol):
@@ -94,7 +96,9 @@ class V1:
 
     def __init__(self, name: str, mounts: dict[str, str]) -> None:
         self.name = name
-        self._mounts = {key: Path(path) for key, path in mounts.items() if key in ("memory", "freezer", "pids", "cpu")}
+        self._mounts = {
+            key: Path(path) for key, path in mounts.items() if key in ("memory", "freezer", "pids", "cpu")
+        }
         self.controllers = frozenset(self._mounts) - {"cpu"}
 
     def add_container(self, container: str, *, limit: int, pids: int) -> None:
@@ -161,7 +165,9 @@ class V1:
 
     def resize(self, container: str, limit: int) -> None:
         if "memory" in self._mounts:
-            self._limit(self._path("memory", container), limit)
+            path = self._path("memory", container)
+            _refuse_to_squeeze(path, self.anonymous(container), limit)  # the kernel tries for a second first
+            self._limit(path, limit)
 
     def limit(self, container: str, instance: str | None = None) -> int | None:
         if "memory" not in self._mounts:
@@ -292,9 +298,7 @@ class V2:
         if "memory" not in self._granted:
             return
         path = self._base / container
-        # memory.max never fails: it kills instead. What cannot be reclaimed must be refused here.
-        if self.anonymous(container) > limit:
-            raise OSError(16, f"more than {limit} bytes are in use", str(path / "memory.max"))
+        _refuse_to_squeeze(path, self.anonymous(container), limit)  # memory.max never fails: it kills instead
         _write(path / "memory.max", str(limit))
         _write_if_there(path / "memory.swap.max", "0")
 
@@ -385,6 +389,11 @@ def _own_v2() -> str:
     return ""
 
 
+def _refuse_to_squeeze(path: Path, anonymous: int, limit: int) -> None:
+    if anonymous > limit:
+        raise OSError(errno.EBUSY, f"{anonymous} bytes are in use, which cannot be shrunk to {limit}", str(path))
+
+
 def _write(path: Path, text: str) -> None:
     target = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -416,7 +425,7 @@ def _pids(path: Path) -> list[int]:
     try:
         return [int(line) for line in path.read_text().split()]
     except OSError as error:
-        if error.errno in (2, 19):  # ENOENT, ENODEV: removed, before or while it was read
+        if error.errno in GONE:
             return []
         raise
 
@@ -452,7 +461,7 @@ def _table(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
-        if error.errno in (2, 19):
+        if error.errno in GONE:
             return {}
         raise
     return {name: int(value) for name, _, value in (line.partition(" ") for line in lines) if value.isdigit()}

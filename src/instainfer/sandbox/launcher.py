@@ -81,7 +81,10 @@ def filesystem(request: dict[str, Any]) -> list[op.Operation]:
     plan += [op.File(f"{root}/etc/{name}", text) for name, text in _identity(request["id"]).items()]
     plan += [op.Bind(f"/dev/{name}", f"{root}/dev/{name}", writable=True, device=True) for name in DEVICES]
     plan += [op.Symlink(f"{root}/dev/fd", "/proc/self/fd")]
-    plan += [op.Symlink(f"{root}/dev/{name}", f"/proc/self/fd/{n}") for n, name in enumerate(("stdin", "stdout", "stderr"))]
+    plan += [
+        op.Symlink(f"{root}/dev/{name}", f"/proc/self/fd/{n}")
+        for n, name in enumerate(("stdin", "stdout", "stderr"))
+    ]
     plan += [op.Bind(path, root + path, optional=True) for path in HARDWARE]
     plan += [op.Tmpfs(root + path, 0o1777, scratch) for path in ("/tmp", "/dev/shm")]
     plan += [op.Directory(root + "/run"), op.Symlink(root + "/var/tmp", "../tmp")]

@@ -42,13 +42,21 @@ LinuxContainer = GroupedContainer | SessionContainer
 class LinuxSandbox:
     name = "linux"
 
-    def __init__(self, state: Path, *, privileged: bool | None = None, python: Path | None = None) -> None:
-        """`state`: a directory of its own. `python` runs launcher and managers; the default is this one."""
+    def __init__(
+        self,
+        state: Path,
+        *,
+        privileged: bool | None = None,
+        find_groups: Callable[[str], cgroups.Groups | None] = cgroups.find,
+    ) -> None:
+        """`state`: a directory of its own. `privileged`: by default, whether this is root. `find_groups` gives
+        the control groups of a name, or None to do without."""
         self._state = State(state)
         self._privileged = os.geteuid() == 0 if privileged is None else privileged
-        self._python = (python or Path(sys.executable)).resolve()
+        self._python = Path(sys.executable).resolve()
+        self._find_groups = find_groups
         # found now, so that the declaration can be read before the start; the name comes with the state's
-        self._controllers = getattr(cgroups.find(""), "controllers", frozenset())
+        self._controllers = getattr(find_groups(cgroups.PREFIX), "controllers", frozenset())
         self._groups: cgroups.Groups | None = None
         self._launcher: _LauncherLink | None = None
         self._containers: dict[str, LinuxContainer] = {}
@@ -67,7 +75,7 @@ class LinuxSandbox:
 
     async def start(self) -> None:
         self._state.take()
-        self._groups = cgroups.find(cgroups.PREFIX + self._state.name)
+        self._groups = self._find_groups(cgroups.PREFIX + self._state.name)
         if self._groups is not None:
             for left in cgroups.earlier(self._groups, f"{cgroups.PREFIX}{self._state.id}-"):
                 await _remove_all(left)
@@ -99,7 +107,9 @@ class LinuxSandbox:
         return container
 
     async def aclose(self) -> None:
-        ended = await asyncio.gather(*(c.destroy() for c in tuple(self._containers.values())), return_exceptions=True)
+        ended = await asyncio.gather(
+            *(c.destroy() for c in tuple(self._containers.values())), return_exceptions=True
+        )
         if self._launcher is not None:
             await self._launcher.aclose()
             self._launcher = None
@@ -123,7 +133,7 @@ class LinuxSandbox:
             "pids": spec.pids,
             "scratch": spec.scratch,
             # what lies below /usr is seen anyway, read-only
-            "mounts": [[p, w] for p, w in mounts.items() if w or not p.startswith("/usr/") and p != "/usr"],
+            "mounts": [[p, w] for p, w in mounts.items() if w or (not p.startswith("/usr/") and p != "/usr")],
             "environ": dict(spec.environ),
             "python": str(self._python),
             "manager": str(MANAGER),
@@ -218,7 +228,7 @@ class _LauncherLink:
             try:
                 data, fds, _, _ = socket.recv_fds(self._socket, LARGEST, 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
-                return
+                return None
             except OSError as error:
                 return self._lose(str(error))
             if not data:

@@ -118,7 +118,10 @@ def processes() -> dict[int, tuple[str, int, int]]:
     found = {}
     for name in os.listdir("/proc"):
         if name.isdecimal():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{name}/stat", "rb") as file:
+            with (
+                contextlib.suppress(FileNotFoundError, ProcessLookupError),
+                open(f"/proc/{name}/stat", "rb") as file,
+            ):
                 # the name in parentheses may hold anything, a parenthesis too: what counts is after the last
                 fields = file.read().rpartition(b")")[2].split()
                 found[int(name)] = (fields[0].decode(), int(fields[1]), int(fields[3]))

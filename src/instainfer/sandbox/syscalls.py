@@ -8,6 +8,7 @@ the launcher starts with it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 # namespaces (sched.h)
@@ -89,9 +90,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str | None = None) -> None:
-    done = _libc.mount(
-        _bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), _bytes(data)
-    )
+    done = _libc.mount(_bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), _bytes(data))
     _check(done, f"mount({source}, {target}, {kind}, {flags:#x}, {data})")
 
 
@@ -158,5 +157,5 @@ def new_session_keyring() -> None:
     """Leave the keys of whoever started the server behind. A kernel without keyrings has none to leave."""
     if _libc.syscall(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
         number = ctypes.get_errno()
-        if number != 38:  # ENOSYS, without the import of errno
+        if number != errno.ENOSYS:
             raise OSError(number, f"keyctl(JOIN_SESSION_KEYRING): {os.strerror(number)}")

@@ -1,0 +1,322 @@
+"""The composition: everything that a server is made of, put together, started, and taken down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import hmac
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from instainfer.agent.environments import Environments
+from instainfer.agent.local import LocalAgent
+from instainfer.agent.runners import SandboxRunner
+from instainfer.clock import BootClock
+from instainfer.config import Settings
+from instainfer.controller import Controller
+from instainfer.core import events as ev
+from instainfer.core.platform import Platform
+from instainfer.core.state import State
+from instainfer.deploy import Deployer
+from instainfer.errors import NotAllowed, Unavailable
+from instainfer.eventlog import EventLog
+from instainfer.gateway import invoke, manage
+from instainfer.gateway.health import Health
+from instainfer.gateway.problems import render
+from instainfer.observe import Metrics
+from instainfer.policies import registry
+from instainfer.policies.predict.forecast import Forecast
+from instainfer.sandbox import probe
+from instainfer.store.sql import SqlStore
+from instainfer.store.writer import BatchWriter
+
+log = logging.getLogger("instainfer")
+
+PRUNE_S = 600.0
+KEEP_RECORDS_S = 30 * 86400.0
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with signals left to us: two of them run in one loop. `up` is set once it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM; a second one ends at once."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    for noisy in ("httpx", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    policies(settings)  # a wrong name is said before anything is touched
+    uvloop.run(_serve(settings))
+
+
+def policies(settings: Settings) -> tuple[State, str]:
+    """The core's initial state under these settings, and the name of its predictor. Raises BadSettings."""
+    wanted = settings.policy
+    mode = registry.preload(wanted.mode)
+    predictor = wanted.predictor or mode.predictor
+    timed = {"seconds": wanted.keep_alive_s} if wanted.keep_alive == "fixed" else {}
+    keep_alive = registry.keep_alive(wanted.keep_alive, **timed)
+    forecast = Forecast(registry.predictor(predictor))
+    return State(forecast, keep_alive, mode.policy, queue_limit=settings.limits.queue), predictor
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def signalled() -> None:
+        if stop.is_set():
+            os._exit(1)  # twice: now. What is left behind is removed by the sandbox's launcher or the next start.
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signalled)
+    async with contextlib.AsyncExitStack() as stack:
+        await _compose(settings, stack)
+        await stop.wait()
+        log.info("stopping: no new requests, waiting up to %g s for the running ones", settings.server.drain_s)
+
+
+async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None:
+    """Start everything, from the store up to the listening sockets; the stack takes it down the other way."""
+    data = settings.server.data_dir
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stack.enter_context(_alone(data))
+    listening = _listen(settings)
+    stack.callback(listening.close)
+    clock, metrics, epoch = BootClock(), Metrics(), secrets.token_hex(4)
+    store = SqlStore(f"sqlite:///{data / 'instainfer.db'}")
+    stack.callback(store.close)
+    writer = BatchWriter(store)
+    stack.callback(writer.close)
+
+    uid_base = settings.node.uid_base
+    sandbox = await probe.choose(settings.sandbox.kind, data / "sandbox", uid_base=uid_base)
+    agent = LocalAgent(
+        sandbox,
+        Environments(
+            data / "environments",
+            SandboxRunner(sandbox),
+            settings.environments.installer,
+            timeout_s=settings.environments.build_timeout_s,
+        ),
+        data,
+        memory=settings.node.memory,
+        load_slots=settings.node.load_slots,
+        pids=settings.sandbox.pids,
+        scratch=settings.sandbox.scratch,
+    )
+    state, predictor = policies(settings)
+    events = EventLog(
+        data / "events",
+        epoch=epoch,
+        policy={"mode": settings.policy.mode, "predictor": predictor, "keep_alive": settings.policy.keep_alive},
+        keep_bytes=settings.records.keep_events_mb * 1_000_000,
+    )
+    controller = Controller(
+        Platform(state), [agent], clock, events, writer, metrics, epoch=epoch, queue_s=settings.limits.queue_s
+    )
+    deployer = Deployer(
+        controller,
+        store,
+        data / "blobs",
+        clock,
+        uid_base=uid_base,
+        load_timeout_s=settings.limits.load_s,
+        max_answer=settings.server.max_answer,
+        log_bytes=settings.limits.log_bytes,
+        largest=settings.node.memory,
+    )
+    await controller.start(deployer.package)
+    stack.push_async_callback(controller.aclose)
+    await _republish(store, deployer, controller)
+
+    health = Health(
+        controller, store, writer, sandbox, clock, settings, data / "events", predictor, started=clock.now()
+    )
+    hot = invoke.Invoke(controller, max_body=settings.server.max_body)
+    app = _router(hot, manage.application(health, deployer, max_package=256_000_000))
+    admin = data / "admin.sock"
+    admin.unlink(missing_ok=True)
+    local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old = os.umask(0o177)  # the admin socket asks for no key: it is this user's alone
+    try:
+        local.bind(str(admin))
+    finally:
+        os.umask(old)
+    stack.callback(admin.unlink, missing_ok=True)
+    await _run(stack, _gate(app, settings.server.api_key), listening, settings)
+    await _run(stack, app, local, settings)
+    pruning = asyncio.create_task(_prune(store, settings, clock))
+    stack.callback(pruning.cancel)
+
+    async def drain() -> None:
+        hot.stopping = health.stopping = True
+        await controller.drain(settings.server.drain_s)
+
+    stack.push_async_callback(drain)
+    _announce(settings, health, listening)
+    gc.collect()
+    gc.freeze()  # what lives for good need not be looked at by every collection: they were the p99
+
+
+def _announce(settings: Settings, health: Health, listening: socket.socket) -> None:
+    host, port = listening.getsockname()[:2]
+    policy = health.status()["policy"]
+    log.info(
+        "sandbox %s, memory %.0f MB, mode %s, predictor %s, keep-alive %s, %d functions",
+        health.sandbox.name,
+        settings.node.memory / 1e6,
+        policy["mode"],
+        policy["predictor"],
+        policy["keep_alive"],
+        len(health.controller.specs),
+    )
+    for missing in health.sandbox.enforces.missing():
+        log.warning("the %s sandbox does not isolate everything: %s", health.sandbox.name, missing)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"instainfer serves at http://{shown}:{port}", flush=True)
+
+
+async def _republish(store: SqlStore, deployer: Deployer, controller: Controller) -> None:
+    """What was deployed before this start serves again, and pins are in force."""
+    for spec, profile in await asyncio.to_thread(store.functions, None):
+        if not await asyncio.to_thread(Path(spec.interpreter).exists):
+            log.warning("%s: its interpreter %s is gone; deploy it again", spec.key, spec.interpreter)
+        await deployer.publish(spec, profile)
+    for namespace, name in await asyncio.to_thread(store.pins):
+        key = f"{namespace}/{name}"
+        if key in controller.specs:
+            await controller.ask(lambda token, key=key: ev.PinChanged(token=token, function=key, pinned=True))  # type: ignore[misc]
+
+
+def _router(hot: App, management: App) -> App:
+    async def route(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(invoke.PREFIX):
+            await hot(scope, receive, send)
+        else:
+            await management(scope, receive, send)
+
+    return route
+
+
+def _gate(app: App, key: str) -> App:
+    """Ask for the key, where there is one, in front of everything but health."""
+    if not key:
+        return app
+    expected = f"Bearer {key}".encode()
+    open_paths = {"/livez", "/readyz", "/healthz"}
+
+    async def gate(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] in open_paths:
+            return await app(scope, receive, send)
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if hmac.compare_digest(given, expected):
+            return await app(scope, receive, send)
+        error = NotAllowed(
+            "no key, or a wrong one", hint="set INSTAINFER_API_KEY, or send Authorization: Bearer KEY"
+        )
+        status, headers, body = render(error)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        return None
+
+    return gate
+
+
+def _listen(settings: Settings) -> socket.socket:
+    host, port = settings.server.host, settings.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise Unavailable(
+            f"{host}:{port} cannot be listened on: {error.strerror}",
+            hint="another server may be running there: choose another --port",
+        ) from None
+    return listening
+
+
+@contextlib.contextmanager
+def _alone(data: Path) -> Iterator[None]:
+    """One server per data directory."""
+    with (data / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Unavailable(
+                f"another server uses {data}", hint="stop it, or give this one another --data-dir"
+            ) from None
+        yield
+
+
+async def _run(stack: contextlib.AsyncExitStack, app: App, listening: socket.socket, settings: Settings) -> None:
+    """Serve `app` on the socket until the stack unwinds."""
+    server = Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=settings.server.access_log,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    up = asyncio.create_task(server.up.wait())
+    await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        up.cancel()
+        task.result()
+        raise Unavailable("the HTTP server ended at once")
+
+    async def close() -> None:
+        server.should_exit = True
+        await task
+
+    stack.push_async_callback(close)
+
+
+async def _prune(store: SqlStore, settings: Settings, clock: BootClock) -> None:
+    while True:
+        await asyncio.sleep(PRUNE_S)
+        await asyncio.to_thread(
+            store.prune,
+            keep_activations=settings.records.keep_activations,
+            keep_s=KEEP_RECORDS_S,
+            wall=clock.wall(),
+        )
