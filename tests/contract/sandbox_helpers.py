@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def claims(variant: str) -> set[str]:
     if variant == "rootless":
         return {"memory", "filesystem", "network", "processes"}
     words = {"memory", "filesystem", "network", "processes", "function_uids", "descendants"}
-    controllers = (_v2 if variant == "linux-v2" else cgroups.find)(cgroups.PREFIX).controllers  # type: ignore[union-attr] # root has some
+    groups = (_v2 if variant == "linux-v2" else cgroups.find)(cgroups.PREFIX)
+    controllers = frozenset() if groups is None else groups.controllers  # none: then this is not root either
     return words | ({"pids"} & controllers) | ({"memory_at_once"} if "memory" in controllers else set())
 
 
@@ -183,7 +184,7 @@ class World:
         wanted = ContainerSpec(id_, "tests", UID_BASE + number * 65536, limit, **spec)
         container = await self.sandbox.create(wanted)
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        link = ManagerLink(container.control, on_lost=lambda why: lost.done() or lost.set_result(why))
+        link = ManagerLink(container.control, on_lost=lost.set_result)
         box = Box(container, link, self.sandbox.enforces.function_uids, lost)
         self.boxes.append(box)
         await link.hello()
@@ -214,30 +215,61 @@ async def world(variant: str, path: Path) -> AsyncIterator[World]:
         await sandbox.aclose()
 
 
-Scenario = Callable[[World], Awaitable[None]]
+Scenario = Callable[[World], Coroutine[Any, Any, None]]
 
 
-def play(variant: str, scenario: Scenario) -> None:
+def play(variant: str, scenario: Scenario, loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
     """Run it, as whom the variant is meant for."""
     if variant == "rootless" and ROOT:
-        where = f"{scenario.__module__}:{scenario.__name__}"  # type: ignore[attr-defined] # scenarios are functions
+        where = f"{scenario.__module__}:{scenario.__name__}"
         done = subprocess.run(
             [sys.executable, "-m", __name__, "play", variant, where],
             cwd=REPOSITORY, capture_output=True, text=True, timeout=110, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-6000:]
         return
-    _play(variant, scenario)
+    _play(variant, scenario, loop)
 
 
-def _play(variant: str, scenario: Scenario) -> None:
+class Contract:
+    """Scenarios of one module, each with the claim that it tests ("" for every sandbox)."""
+
+    def __init__(self, variants: list[Any] = VARIANTS) -> None:
+        self._variants = variants
+        self._scenarios: dict[str, tuple[Scenario, str]] = {}
+
+    def __call__(self, claim: str = "") -> Callable[[Scenario], Scenario]:
+        def register(scenario: Scenario) -> Scenario:
+            self._scenarios[scenario.__name__] = (scenario, claim)
+            return scenario
+
+        return register
+
+    def cases(self) -> list[Any]:
+        """(variant, name of a scenario) wherever the variant claims what the scenario is about."""
+        return [
+            pytest.param(name, scenario, marks=variant.marks, id=f"{name}-{scenario}")
+            for variant in self._variants
+            for name in [str(variant.values[0])]
+            for scenario, (_, claim) in self._scenarios.items()
+            if not claim or claim in claims(name)
+        ]
+
+    def play(
+        self, variant: str, scenario: str, loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+    ) -> None:
+        play(variant, self._scenarios[scenario][0], loop)
+
+
+def _play(variant: str, scenario: Scenario, loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
     async def run() -> None:
         async with world(variant, Path(directory)) as made:
             await scenario(made)
 
     with tempfile.TemporaryDirectory(prefix="instainfer-test-") as directory:
         Path(directory).chmod(0o755)
-        asyncio.run(run())
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(run())
 
 
 def become_ordinary() -> None:
@@ -263,7 +295,7 @@ def become_ordinary() -> None:
 async def until(true: Callable[[], bool], what: str) -> None:
     try:
         async with asyncio.timeout(20):
-            while not true():
+            while not true():  # noqa: ASYNC110 # nothing announces the end of a foreign process or of a group
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"still not: {what}") from None
@@ -276,11 +308,19 @@ def alive(pid: int) -> bool:
         return False
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def mounts() -> str:
+    return Path("/proc/self/mountinfo").read_text()
+
+
 def traces(state: Path) -> list[str]:
     """Whatever on this machine carries the name of the sandbox of this state directory."""
     name = (state / "owner").read_text().strip()
     found = [str(path) for place in cgroups.mounted().values() for path in Path(place).glob(f"instainfer-{name}*")]
-    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(state) in line]
+    found += [line for line in mounts().splitlines() if str(state) in line]
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f"INSTAINFER_SANDBOX={name}".encode() in (entry / "environ").read_bytes():

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
+import psutil  # type: ignore[import-untyped] # ships no types
 import pytest
 
 from instainfer.agent import installers
-from instainfer.agent.environments import Environment, Environments, digest_of
+from instainfer.agent.environments import Environment, Environments
 from instainfer.agent.installers import Sources
-from instainfer.agent.interpreters import Interpreter, Interpreters, mounts, probe
+from instainfer.agent.interpreters import Interpreters, mounts, probe
 from instainfer.agent.runners import SubprocessRunner
 from instainfer.errors import BuildFailed
 
@@ -59,7 +59,7 @@ import base64, os, pathlib, sys, zipfile
 def build_wheel(folder, config_settings=None, metadata_directory=None):
     name = "{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(pathlib.Path(folder, name), "w") as archive:
-        archive.writestr("{name}.py", "VALUE = 1\\n")
+        archive.writestr("{name}.py", "VALUE = %r\\n" % (globals().get("FOUND", 1),))
         archive.writestr("{name}-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n")
         wheel = "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
         archive.writestr("{name}-1.0.dist-info/WHEEL", wheel)
@@ -69,7 +69,8 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
 
 
 def sdist(folder: Path, name: str, work: str) -> str:
-    """A source distribution whose own build backend does `work` first."""
+    """A source distribution whose own build backend does `work` first; what that leaves in FOUND becomes the
+    module's VALUE."""
     files = {
         "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
         f'[project]\nname = "{name}"\nversion = "1.0"\n',
@@ -281,16 +282,16 @@ def test_a_kill_in_the_middle_leaves_nothing_that_counts(tmp_path: Path) -> None
     command = [sys.executable, "-c", CHILD, str(tmp_path / "envs"), line]
     child = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert fifo.read_text() == "here"
-    child.send_signal(signal.SIGKILL)
+    installer = psutil.Process(child.pid).children(recursive=True)
+    for process in (child, *installer):  # as when a machine or a container goes
+        process.send_signal(signal.SIGKILL)
     child.wait()
-    with fifo.open("w"):  # the orphaned backend ends
-        flag.unlink()
+    psutil.wait_procs(installer, 10)
+    flag.unlink()
     folder = tmp_path / "envs" / "ns"
     assert not list(folder.glob("*.json"))
     assert [path for path in folder.iterdir() if path.name.startswith(".build-")]
-    said: list[str] = []
-    environment = ensure(made(tmp_path / "envs"), line, said=said)
-    print(said)
+    environment = ensure(made(tmp_path / "envs"), line)
     assert run(environment, "import slow_one; print(slow_one.VALUE)") == "1"
     assert not [path for path in folder.iterdir() if path.name.startswith(".build-")]
 
@@ -382,71 +383,21 @@ def test_links_outside_the_prefix_are_mounted_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["3.9", "3.10", "3.12", "3.13"])
-def test_other_versions(tmp_path: Path, version: str) -> None:
-    path = shutil.which(f"python{version}")
-    if (
-        path is None
-        or (there := asyncio.run(probe(path))) is None
-        or there.version[:2] != tuple(map(int, version.split(".")))
-    ):
-        pytest.skip(f"no Python {version} on PATH")
+def test_every_version_on_path(tmp_path: Path) -> None:
     line = wheel(tmp_path, "tiny", "VALUE = 1")
-    environment = asyncio.run(made(tmp_path / "envs").ensure("ns", 0, [line], version, lambda _: None))
-    assert run(environment, "import sys, tiny; print('%d.%d' % sys.version_info[:2])") == version
+    tried = []
+    for version in [HERE, *(f"3.{minor}" for minor in range(9, 20) if f"3.{minor}" != HERE)]:
+        path = shutil.which(f"python{version}") if version != HERE else sys.executable
+        if path is None or (there := asyncio.run(probe(path))) is None or there.version[:2] != _parts(version):
+            continue  # not there, or a stand-in that starts none
+        environment = asyncio.run(made(tmp_path / "envs").ensure("ns", 0, [line], version, lambda _: None))
+        assert run(environment, "import sys, tiny; print('%d.%d' % sys.version_info[:2])") == version
+        tried.append(environment.digest)
+    assert len(set(tried)) == len(tried) >= 1
 
 
-# ---- requirements, sources, words
-
-
-def test_digest_ignores_spelling_only() -> None:
-    base = Interpreter(
-        executable="/a",
-        base="/a",
-        prefix="/",
-        version=(3, 11, 4),
-        implementation="cpython-311",
-        platform="linux-x86_64",
-    )
-    key = digest_of(["NumPy >= 2.0", "Foo_Bar[x] ; python_version  < '4'"], base)
-    assert key == digest_of(["foo-bar[x];python_version < '4'", "numpy>=2.0", "numpy>=2.0"], base)
-    assert key == digest_of(
-        ["numpy>=2.0", "foo.bar[x];python_version < '4'"], msgspec.structs.replace(base, base="/b")
-    )
-    for other in (["numpy>=2.1", "foo-bar[x]"], ["numpy>=2.0"], []):
-        assert key != digest_of(other, base)
-    assert digest_of([], base) != digest_of([], msgspec.structs.replace(base, version=(3, 11, 5)))
-    assert digest_of([], base) != digest_of([], msgspec.structs.replace(base, platform="linux-aarch64"))
-
-
-def test_pip_configuration_is_read_and_its_paths_found(tmp_path: Path) -> None:
-    for name in ("links", "mirror/simple", "mirror/files"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "bounds.txt").write_text("six<2\n")
-    (tmp_path / "ca.pem").touch()
-    config = tmp_path / "xdg" / "pip" / "pip.conf"
-    config.parent.mkdir(parents=True)
-    config.write_text(
-        f"[global]\nindex-url = https://index.example/simple\nextra-index-url =\n    file://{tmp_path}/mirror/simple\n"
-        f"    https://more.example/simple\nfind_links = {tmp_path}/links https://links.example/\n"
-        f"cert = {tmp_path}/ca.pem\n"
-        f"[install]\nconstraint = {tmp_path}/bounds.txt\n"
-    )
-    environ = {
-        "XDG_CONFIG_HOME": str(tmp_path / "xdg"),
-        "XDG_CONFIG_DIRS": str(tmp_path),
-        "PIP_INDEX_URL": "https://mine.example/",
-    }
-    sources = Sources.read(environ)
-    assert sources.index == "https://mine.example/"  # a variable beats the files
-    assert sources.extra_indexes == (f"file://{tmp_path}/mirror/simple", "https://more.example/simple")
-    assert sources.paths({}) == sorted(tmp_path / name for name in ("bounds.txt", "ca.pem", "links", "mirror"))
-    assert sources.variables()["PIP_FIND_LINKS"] == f"{tmp_path}/links https://links.example/"
-    arguments = sources.for_uv()
-    assert arguments[arguments.index("--default-index") + 1] == "https://mine.example/"
-    assert arguments[arguments.index("--constraints") + 1] == f"{tmp_path}/bounds.txt"
-    assert arguments.count("--index") == 2
-    assert sources.variables()["SSL_CERT_FILE"] == f"{tmp_path}/ca.pem"
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 @pytest.mark.slow
@@ -460,68 +411,3 @@ def test_sources_reach_both_installers(tmp_path: Path, installer: str) -> None:
     )
     environments = Environments(tmp_path / "envs", SubprocessRunner(), installer, sources=sources)  # type: ignore[arg-type] # parametrised
     assert run(ensure(environments, "linked"), "import linked; print(linked.VALUE)") == "1.0"
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("Resolved 14 packages in 120ms", "resolved 14 packages"),
-        ("Downloading scikit-learn (8.5MiB)", "downloading scikit-learn 8.5 MB"),
-        ("  Downloading numpy-2.0.1-cp311-cp311-manylinux_2_17_x86_64.whl (18.3 MB)", "downloading numpy 18.3 MB"),
-        ("Collecting six>=1", "resolving six"),
-        ("Installing collected packages: a, b", "installing a, b"),
-        ("   Building foo @ file:///x.tar.gz", "building foo"),
-        (" + six==1.17.0", ""),
-        ("WARNING: something", ""),
-    ],
-)
-def test_progress_is_for_people(line: str, said: str) -> None:
-    assert installers.progress_of(line) == said
-
-
-@pytest.mark.parametrize(
-    ("output", "kind", "named"),
-    [
-        (
-            "  ╰─▶ Because nosuch was not found in the package registry and you require nosuch, we can",
-            "missing",
-            "nosuch",
-        ),
-        (
-            "  ╰─▶ Because there is no version of six==99 and you require six==99, we can conclude",
-            "missing",
-            "six==99",
-        ),
-        ("ERROR: No matching distribution found for six==99", "missing", "six==99"),
-        ("error: No space left on device (os error 28)", "disk", "full"),
-        (
-            "dns error: failed to lookup address information: Temporary failure in name resolution",
-            "network",
-            "index",
-        ),
-        ("NewConnectionError: Failed to establish a new connection: [Errno 101]", "network", "index"),
-        ("error: command 'gcc' failed: No such file or directory", "compiler", "compiled"),
-        ("error: [Errno 2] No such file or directory: 'x86_64-linux-gnu-gcc'", "compiler", "compiled"),
-        (
-            "Because a>=2 depends on c<1 and b depends on c>1 ... No solution found when resolving",
-            "conflict",
-            "contradict",
-        ),
-        ("Segmentation fault", "", ""),
-    ],
-)
-def test_failures_are_diagnosed(output: str, kind: str, named: str) -> None:
-    found = installers.diagnose(["some line", *output.splitlines()])
-    assert found.kind == kind
-    assert named in found.message
-    assert found.hint
-
-
-def test_torch_goes_to_pip_where_pip_has_further_sources(tmp_path: Path) -> None:
-    from instainfer.agent.environments import _choice
-
-    more = Sources(find_links=("/wheels",))
-    assert _choice(["torch==2.13.0"], more, "/uv") == ["pip"]
-    assert _choice(["torch==2.13.0"], Sources(), "/uv") == ["uv", "pip"]
-    assert _choice(["six"], more, "/uv") == ["uv", "pip"]
-    assert _choice(["six"], more, None) == ["pip"]

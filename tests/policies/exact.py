@@ -11,8 +11,9 @@ from instainfer.model import Level
 from instainfer.policies.base import Assignment, Bin, Item
 
 
-def exact_gain(bins: Sequence[Bin], items: Sequence[Item], churn: float = 0.0) -> float:
-    """The largest sum of values placed minus (1 + churn) x values displaced."""
+def exact_gain(bins: Sequence[Bin], items: Sequence[Item], churn: float = 0.0, *, gap: float = 0.0) -> float:
+    """The largest sum of values placed minus (1 + churn) x values displaced, or with `gap` a bound
+    above it that is at most this share too high."""
     bins = [one for one in bins if one.open]
     parts = {item.function: item for item in items if item.level == Level.IMPORTED}
     models = {item.function: item for item in items if item.level > Level.IMPORTED}
@@ -43,7 +44,9 @@ def exact_gain(bins: Sequence[Bin], items: Sequence[Item], churn: float = 0.0) -
             if not there and part is not None:
                 choices.append((part.value, part.weight))
             if not there and model is not None:
-                choices.append((model.value + (part.value if part else 0.0), model.weight + (part.weight if part else 0)))
+                choices.append(
+                    (model.value + (part.value if part else 0.0), model.weight + (part.weight if part else 0))
+                )
             for value, weight in choices:
                 if there:  # what is raised stays
                     rows.append(({len(gains): 1.0, gone[index, there[0].instance]: 1.0}, 1.0))
@@ -63,13 +66,12 @@ def exact_gain(bins: Sequence[Bin], items: Sequence[Item], churn: float = 0.0) -
         constraints=LinearConstraint(matrix, ub=[bound for _, bound in rows]),
         integrality=np.ones(len(gains)),
         bounds=Bounds(0, 1),
+        options={"mip_rel_gap": gap},
     )
     assert found.success, found.message
-    return float(-found.fun)
+    return float(-found.mip_dual_bound if gap else -found.fun)
 
 
 def gain(bins: Sequence[Bin], placed: Sequence[Assignment], churn: float = 0.0) -> float:
     worth = {held.instance: held.value for one in bins for held in one.held}
-    return sum(
-        one.value - (1.0 + churn) * sum(worth[instance] for instance in one.displaced) for one in placed
-    )
+    return sum(one.value - (1.0 + churn) * sum(worth[instance] for instance in one.displaced) for one in placed)

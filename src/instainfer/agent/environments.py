@@ -106,11 +106,16 @@ class Environments:
             order = _Order(namespace, uid_base, tuple(requirements), base, digest, self._root / namespace)
             build.task = asyncio.create_task(self._ensure(order, build))
             self._building[key] = build
-            build.task.add_done_callback(lambda _: self._building.pop(key, None))
+            build.task.add_done_callback(lambda task: self._built(key, task))
         else:
             build.listeners.append(progress)
         assert build.task is not None
         return await asyncio.shield(build.task)  # whoever goes away leaves the build to the others
+
+    def _built(self, key: tuple[str, str], task: asyncio.Task[Environment]) -> None:
+        self._building.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen, even if nobody waits any more
 
     async def aclose(self) -> None:
         """Stop every build."""
@@ -175,7 +180,7 @@ class Environments:
                 seconds=seconds,
             )
             _write_whole(folder / f"{name}.json", msgspec.json.encode(marker))
-        count = len(await asyncio.to_thread(_installed, order.target))
+        count = len(await asyncio.to_thread(_installed, order.target, installer))
         build.tell(
             f"installed {count} package{'s' * (count > 1)} in {seconds:.1f} s with {installer}"
             if count
@@ -346,10 +351,11 @@ def _last(lines: Sequence[str]) -> str:
     return "\n".join(list(lines)[-_DETAIL_LINES:])
 
 
-def _installed(target: Path) -> list[Path]:
-    """What was asked for and what that needs: not the pip that a virtual environment may come with."""
+def _installed(target: Path, installer: str) -> list[Path]:
+    """What was asked for and what that needs: not what `python -m venv` brings for pip to run."""
+    brought = ("pip", "setuptools") if installer == "pip" else ()
     found = target.glob("lib/python*/site-packages/*.dist-info")
-    return [path for path in found if path.name.partition("-")[0] not in ("pip", "setuptools")]
+    return [path for path in found if path.name.partition("-")[0] not in brought]
 
 
 def _whole(folder: Path, name: str) -> bool:

@@ -85,11 +85,16 @@ class Sources:
     def paths(self, environ: Mapping[str, str]) -> list[Path]:
         """What of this machine's disk a build has to see, and is there."""
         found = [_local(place) for place in (*self.find_links, *self.constraints, self.cert)]
-        for index in (self.index, *self.extra_indexes):
+        indexes = [self.index, *self.extra_indexes]
+        for name in ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"):
+            indexes += [part.rpartition("=")[2] for part in environ.get(name, "").split()]  # "name=url" is uv's
+        for index in indexes:
             place = _local(index)
             if place is not None:
                 # The pages of an index in its usual place, `simple`, link to files beside it.
                 found.append(place.parent if place.name == "simple" else place)
+        for name in ("UV_FIND_LINKS", "UV_CONSTRAINT", "UV_OVERRIDE", "UV_BUILD_CONSTRAINT"):
+            found += [_local(part) for part in re.split(r"[,\s]+", environ.get(name, ""))]
         for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
             found += [_local(part) for part in environ.get(name, "").split(os.pathsep)]
         there = {path.absolute() for path in found if path is not None and path.exists()}

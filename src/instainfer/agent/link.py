@@ -84,13 +84,13 @@ class ManagerLink:
         self.lost: str | None = None  # the reason
         self._loop.add_reader(self._fd, self._readable)
 
-    async def hello(self, timeout: float = 10.0) -> Hello:
+    async def hello(self, timeout_s: float = 10.0) -> Hello:
         """Raises Unavailable when it does not come."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(self._hello)
         except TimeoutError:
-            raise Unavailable(f"a container's manager said nothing in {timeout:g} s") from None
+            raise Unavailable(f"a container's manager said nothing in {timeout_s:g} s") from None
 
     async def spawn(
         self,
@@ -171,7 +171,12 @@ class ManagerLink:
         """The host's number of the process that has said "H"."""
         sock = spawned.sock
         said: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(sock.fileno(), lambda: said.done() or said.set_result(None))
+
+        def speak() -> None:
+            if not said.done():
+                said.set_result(None)
+
+        self._loop.add_reader(sock.fileno(), speak)
         try:
             await said
         finally:
@@ -205,9 +210,10 @@ class ManagerLink:
                 socket.send_fds(self._control, [data], fds)
             except BlockingIOError:
                 self._loop.add_writer(self._fd, self._flush)
-                return None
+                return
             except OSError as error:
-                return self._lose(str(error))
+                self._lose(str(error))
+                return
             self._outbox.popleft()
             _close(fds)
         self._loop.remove_writer(self._fd)
@@ -219,9 +225,10 @@ class ManagerLink:
                     LARGEST, socket.CMSG_SPACE(4 * MOST_FDS), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
-                return None
+                return
             except OSError as error:
-                return self._lose(str(error))
+                self._lose(str(error))
+                return
             fds = _descriptors(ancillary)
             try:
                 if not data:

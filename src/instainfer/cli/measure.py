@@ -37,11 +37,14 @@ def bench(
     session: Session,
     name: Annotated[Benchmark, typer.Argument(help="What the platform adds to a call; or what each start costs.")],
     json: Result = None,
+    examples: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For starts: the example functions [the checkout's].")
+    ] = None,
 ) -> None:
     """Measure the platform on this machine.
 
-    Against the plain way of doing the same, side by side in one run.
+    Against the plain way of doing the same, side by side in one run. INSTAINFER_BENCH_ROUNDS sets how often.
     """
     from instainfer import bench as benches
 
-    benches.run(name.value, json)
+    benches.run(name.value, json, examples=examples)

@@ -61,6 +61,7 @@ def dispatch(state: State, request: Request, instance: Instance) -> bool:
     instance.move("dispatch", now)
     instance.running[request.id] = request
     request.instance = instance
+    request.dispatched = now
     function.latest = instance
     if container.owner != function.spec.name:
         container.owner = function.spec.name

@@ -24,12 +24,13 @@ TICK_S = 0.05  # placement passes are at least this far apart: a burst of events
 
 
 class Request:
-    __slots__ = ("arrived", "function", "id", "instance")
+    __slots__ = ("arrived", "dispatched", "function", "id", "instance")
 
     def __init__(self, id: int, function: FunctionState, arrived: float) -> None:
         self.id = id
         self.function = function
         self.arrived = arrived
+        self.dispatched = arrived
         self.instance: Instance | None = None
 
 

@@ -39,14 +39,21 @@ def needs_more(state: State, function: FunctionState) -> bool:
     waiting = len(function.queue)
     if waiting <= coming:
         return False
+    if not coming and all(stuck(state, instance) for instance in serving):
+        return True
+    # Worth it when the last in the queue gains more by it than its load costs.
     slots = len(serving) * function.spec.concurrency + coming
-    wait = function.service_s * waiting / slots
-    if not serving:
-        wait += min((remaining_s(state, instance) for instance in loading), default=function.cold_s)
-        return wait > function.cold_s
-    if not coming:  # a stuck instance: the mean says little, what they have waited already says more
-        wait = max(wait, state.now - function.queue[0].arrived)
-    return wait > max(function.cold_s, GIVE_UP_S)
+    work = function.service_s * waiting
+    return work / slots - work / (slots + 1) > function.cold_s
+
+
+def stuck(state: State, instance: Instance) -> bool:
+    """What runs in it, or in its container, has run for so long that the mean says little."""
+    running = instance.container.active
+    if running is None or not running.running:
+        return False
+    since = min(request.dispatched for request in running.running.values())
+    return state.now >= since + max(instance.function.cold_s, GIVE_UP_S)
 
 
 def has_supply(state: State, function: FunctionState) -> bool:
@@ -56,10 +63,6 @@ def has_supply(state: State, function: FunctionState) -> bool:
         or any(not i.stale and i.state not in ("ending", "gone") for i in function.instances.values())
         or any(container.reserved is function for container in state.containers.values())
     )
-
-
-def remaining_s(state: State, instance: Instance) -> float:
-    return max(0.0, instance.function.costs.loading_s - (state.now - instance.started))
 
 
 def start(state: State, function: FunctionState) -> None:

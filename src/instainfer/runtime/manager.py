@@ -18,11 +18,26 @@ Everything here is on the way of a cold start, so only C modules are imported: `
 add 15 ms to an interpreter's 10.
 """
 
+# ruff: noqa: SIM105 # contextlib is one of the imports that this does without
+
+from __future__ import annotations
+
 import os
 import resource
 import select
 import sys
-from _signal import SIG_DFL, SIG_IGN, SIGCHLD, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGXFSZ, set_wakeup_fd, signal
+from _signal import (  # type: ignore[import-not-found] # typeshed knows `signal` only
+    SIG_DFL,
+    SIG_IGN,
+    SIGCHLD,
+    SIGINT,
+    SIGKILL,
+    SIGPIPE,
+    SIGTERM,
+    SIGXFSZ,
+    set_wakeup_fd,
+    signal,
+)
 from _socket import (
     AF_UNIX,
     CMSG_SPACE,
@@ -36,6 +51,10 @@ from _socket import (
     socketpair,
 )
 
+TYPE_CHECKING = False  # typing has it, at the price of an import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LARGEST = 256 << 10  # bytes of a datagram
 MOST_DOORS = 16
 MARK = "INSTAINFER_SANDBOX"  # set by a sandbox that finds its processes by it; inherited by instances
@@ -44,7 +63,7 @@ MSG_CMSG_CLOEXEC = 0x40000000  # not in _socket of every version
 _PARENT_DEATH_SIGNAL, _DUMPABLE, _CHILD_SUBREAPER, _NO_NEW_PRIVS = 1, 4, 36, 38  # of prctl(2)
 
 
-def _make_loads():
+def _make_loads() -> Callable:
     """json.loads without the import of json, whose regular expressions take 7 ms: by the C scanner that json
     itself uses, or by json where an interpreter has it not."""
     try:
@@ -57,9 +76,9 @@ def _make_loads():
             parse_int = int
             parse_constant = float
             parse_string = scanstring
-            memo: dict = {}
+            memo: dict = {}  # noqa: RUF012 # the scanner wants it there
 
-        scan = make_scanner(Context())
+        scan = make_scanner(Context())  # type: ignore[arg-type] # typeshed takes the scanner for its own context
         if scan('{"a": [1, "b", null]}', 0)[0] != {"a": [1, "b", None]}:
             raise ImportError("a different scanner")
         return lambda text: scan(text, 0)[0]
@@ -90,8 +109,8 @@ class Manager:
     def __init__(self, control: socket) -> None:
         self._control = control
         self._loads = _make_loads()
-        self._instances = {}  # name -> pid
-        self._names = {}  # pid -> name
+        self._instances: dict = {}  # name -> pid
+        self._names: dict = {}  # pid -> name
         self._init = os.getpid() == 1  # of a pid namespace
         self._privileged = self._init and _capable()
         if not self._privileged:
@@ -153,7 +172,10 @@ class Manager:
                 os.waitpid(pid, 0)
 
     def _obey(self) -> bool:
-        data, ancillary, flags, _ = self._control.recvmsg(LARGEST, CMSG_SPACE(4 * MOST_DOORS), MSG_CMSG_CLOEXEC)
+        try:
+            data, ancillary, _, _ = self._control.recvmsg(LARGEST, CMSG_SPACE(4 * MOST_DOORS), MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:  # the other end went without reading all that it was told
+            return False
         if not data:
             return False
         doors = _descriptors(ancillary)
@@ -182,8 +204,7 @@ class Manager:
             raise ValueError("a uid other than 0 is needed in this container")
         opened = []
         try:
-            ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
-            opened += [ours.detach(), theirs.detach()]
+            opened += [end.detach() for end in socketpair(AF_UNIX, SOCK_STREAM)]
             opened += os.pipe()
             opened += os.pipe()
             ours, theirs, out, out_in, err, err_in = opened
@@ -294,7 +315,8 @@ def _kill(pid: int) -> None:
     """SIGKILL to the group that `pid` leads, or to it alone while it has not come so far as to lead one."""
     for kill in (os.killpg, os.kill):
         try:
-            return kill(pid, SIGKILL)
+            kill(pid, SIGKILL)
+            return
         except ProcessLookupError:
             pass
 

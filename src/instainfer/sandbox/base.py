@@ -124,7 +124,9 @@ class Container(Protocol):
 
 class Sandbox(Protocol):
     name: str  # "linux", "process"
-    enforces: Enforces
+
+    @property
+    def enforces(self) -> Enforces: ...
 
     async def start(self) -> None:
         """Remove what an earlier, killed server of the same `state` directory left (processes, cgroups,

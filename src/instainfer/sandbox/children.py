@@ -26,13 +26,6 @@ class Exit:
     async def wait(self) -> None:
         await asyncio.shield(self._over)
 
-    def close(self) -> None:
-        """Stop waiting; whoever waits is cancelled."""
-        if not self._over.done():
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._over.cancel()
-
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)

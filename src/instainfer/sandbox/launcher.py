@@ -73,7 +73,7 @@ def filesystem(request: dict[str, Any]) -> list[op.Operation]:
     etc = (*ETC, *(ETC_NETWORK if request["network"] else ()))
     plan: list[op.Operation] = [op.PrivateMounts(), op.Tmpfs(root, 0o755, 1 << 20)]
     for path in SYSTEM:
-        if os.path.islink(path):
+        if os.path.islink(path):  # noqa: PTH114 # text, as in operations
             plan.append(op.Symlink(root + path, os.path.realpath(path).lstrip("/")))
         else:
             plan.append(op.Bind(path, root + path, optional=True))
@@ -211,7 +211,13 @@ class Launcher:
         self._poll = select.poll()
 
     def serve(self) -> None:
-        """Until the server's end of the socket is closed; then end everything."""
+        """Until the server's end of the socket is closed; then, or if this fails, end everything."""
+        try:
+            self._serve()
+        finally:
+            self._end_all()
+
+    def _serve(self) -> None:
         wake, woken = os.pipe()
         os.set_blocking(woken, False)
         os.set_blocking(wake, False)
@@ -229,12 +235,14 @@ class Launcher:
                 elif fd in self._births:
                     self._listen(fd)
                 elif not self._request():
-                    self._end_all()
                     return
             self._reap()
 
     def _request(self) -> bool:
-        data, fds, _, _ = socket.recv_fds(self._server, LARGEST, 4)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._server, LARGEST, 4)
+        except ConnectionResetError:  # how a server ends that was killed before it read all it was told
+            return False
         if not data:
             return False
         request = json.loads(data)

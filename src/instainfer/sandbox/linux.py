@@ -56,7 +56,8 @@ class LinuxSandbox:
         self._python = Path(sys.executable).resolve()
         self._find_groups = find_groups
         # found now, so that the declaration can be read before the start; the name comes with the state's
-        self._controllers = getattr(find_groups(cgroups.PREFIX), "controllers", frozenset())
+        groups = find_groups(cgroups.PREFIX)
+        self._controllers: frozenset[str] = frozenset() if groups is None else groups.controllers
         self._groups: cgroups.Groups | None = None
         self._launcher: _LauncherLink | None = None
         self._containers: dict[str, LinuxContainer] = {}
@@ -179,10 +180,10 @@ class _LauncherLink:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         source = Path(__file__).resolve().parents[2]
         # `-I` knows no PYTHONPATH, and the package is not below the standard library of every interpreter
-        code = f"import sys; sys.path.insert(0, {str(source)!r}); from instainfer.sandbox.launcher import main; main(%d)"
+        start = f"import sys; sys.path.insert(0, {str(source)!r}); from instainfer.sandbox import launcher"
         try:
             self._process = subprocess.Popen(
-                [str(python), "-I", "-S", "-c", code % theirs.fileno()],
+                [str(python), "-I", "-S", "-c", f"{start}; launcher.main({theirs.fileno()})"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -228,11 +229,13 @@ class _LauncherLink:
             try:
                 data, fds, _, _ = socket.recv_fds(self._socket, LARGEST, 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
-                return None
+                return
             except OSError as error:
-                return self._lose(str(error))
+                self._lose(str(error))
+                return
             if not data:
-                return self._lose("it ended")
+                self._lose("it ended")
+                return
             self._heard(json.loads(data), fds)
 
     def _heard(self, said: dict[str, Any], fds: list[int]) -> None:

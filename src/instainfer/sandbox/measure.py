@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from instainfer.sandbox.base import Usage
 
@@ -17,7 +18,7 @@ def held(pids: Iterable[int]) -> int:
     total = 0
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            with Path(f"/proc/{pid}/smaps_rollup").open("rb") as file:
                 lines = file.read().splitlines()
         except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last: an exec is under way
             continue

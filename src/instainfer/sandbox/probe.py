@@ -70,11 +70,11 @@ async def _try(make: Callable[[Path], Sandbox], uid_base: int) -> str | None:
 async def _greeted(control: socket.socket) -> str | None:
     """Wait for its manager's first word; what it says is the agent's business."""
     loop = asyncio.get_running_loop()
-    readable = loop.create_future()
-    loop.add_reader(control.fileno(), lambda: readable.done() or readable.set_result(None))
+    readable = asyncio.Event()
+    loop.add_reader(control.fileno(), readable.set)
     try:
         async with asyncio.timeout(HELLO_S):
-            await readable
+            await readable.wait()
     except TimeoutError:
         return f"its manager said nothing in {HELLO_S:g} s"
     finally:

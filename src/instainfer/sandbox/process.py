@@ -52,7 +52,7 @@ class ProcessSandbox:
         ours, theirs = control_pair()
         mark = f"{self._state.name}:{spec.id}:"  # closed: c1 is no prefix of c10
         try:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: ASYNC220 # returns after a vfork, in a millisecond
                 [sys.executable, "-I", "-S", str(MANAGER), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

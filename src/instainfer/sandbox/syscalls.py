@@ -55,7 +55,7 @@ _OPEN_TREE_CLONE = 0x1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
-# Calls since Linux 5.1 have one number on every architecture; the two older ones have not, and glibc wraps neither.
+# Calls since Linux 5.1 have one number on every architecture; the older two have not, and glibc wraps none.
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_MOUNT_SETATTR = 442

@@ -58,15 +58,15 @@ class Forecast:
         return next((at - LEAD_S for at, _ in self._hints.get(function, ()) if at - LEAD_S > now), None)
 
     def probability(self, function: str, now: float, horizon_s: float = HORIZON_S) -> float:
-        none = 1.0 - self.base.probability(function, now, horizon_s)
+        any_arrival = self.base.probability(function, now, horizon_s)
         for at, probability in self._hints.get(function, ()):
             begin, end = at - LEAD_S, at + GRACE_S
             if now >= end:
                 continue
             left = max(1.0 - probability * max(now - begin, 0.0) / (end - begin), 1e-9)
             overlap = max(min(now + max(horizon_s, 0.0), end) - max(now, begin), 0.0)
-            none *= 1.0 - min(probability * overlap / (end - begin) / left, 1.0)
-        return 1.0 - none
+            any_arrival += (1.0 - any_arrival) * min(probability * overlap / (end - begin) / left, 1.0)
+        return any_arrival
 
     def last(self, function: str) -> float | None:
         return self.base.last(function)

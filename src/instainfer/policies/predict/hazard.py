@@ -199,4 +199,5 @@ def _timer_arrives(timer: _Timer, idle: float, within: float, by_rate: float) ->
     spread = timer.sigma * sqrt(2.0)
     before = 0.5 * (1.0 + erf(away / spread))
     after = 0.5 * (1.0 + erf((away + within) / spread))
-    return (trust * (after - before) + (1.0 - trust) * by_rate) / (trust * (1.0 - before) + 1.0 - trust)
+    ends = trust * (after - before) + (1.0 - trust) * by_rate
+    return min(ends / (trust * (1.0 - before) + 1.0 - trust), 1.0)

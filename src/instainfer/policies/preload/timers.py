@@ -99,9 +99,11 @@ class TimerPreload:
         if isinstance(forecast, Forecast):
             times += [start for view in wanted if (start := forecast.next_hint(view.name, now)) is not None]
         wake_at = min((time for time in times if time > now), default=math.inf)
-        return Plan(preloads=tuple(preloads),
+        return Plan(
+            preloads=tuple(preloads),
             offloads=tuple(one for one in offloads if one.instance not in displaced),
-            wake_at=wake_at if wake_at < math.inf else None,)
+            wake_at=wake_at if wake_at < math.inf else None,
+        )
 
 
 class _Timers:

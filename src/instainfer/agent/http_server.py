@@ -1,0 +1,366 @@
+"""An agent behind HTTP: commands come in batches, reports go out as one long stream.
+
+A *session* is one controller's use of the node. It begins when a reader asks with an unknown name: whatever an
+earlier session left is ended first, and the first report is NodeJoined. Within it nothing is lost or doubled:
+reports are numbered from 1 and kept until the controller says that it has them, batches of commands are
+numbered from 1 and one that came before is not carried out again.
+
+    GET  /agent/reports?session=S&after=N             200, then reports N+1, N+2, … until it is cut
+    POST /agent/commands?session=S&batch=B&after=N    204; reports up to N need not be kept
+    POST /agent/close?session=S                       204 when everything on the node has ended
+
+409: the session is over (another controller took the node, the server started anew or stops, or more was to be
+kept than may be): all that ran in it is lost to the one who asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+import uvicorn
+
+from instainfer import wire
+from instainfer.agent.base import Agent, Command, Report
+from instainfer.core.events import NodeJoined
+from instainfer.errors import BadInput, BadSettings, Conflict, InstaInferError, NotAllowed, NotFound, Unavailable
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 2.0  # a stream with nothing to say beats this often
+KEPT = 256 << 20  # bytes of reports kept for a controller that does not take them
+SHUTDOWN_S = 5
+
+
+class Session:
+    """One controller's: what it has been told, and what it has told us."""
+
+    def __init__(self, name: str, kept: int) -> None:
+        self.name = name
+        self.batch = 0  # the last one carried out
+        self.over = ""  # why it is, if so
+        self.closing = False  # nothing will follow what is kept
+        self.wake = asyncio.Event()
+        self.reader = 0  # which one it is that may read: the last that came
+        self._kept = kept
+        self._reports: dict[int, bytes] = {}  # by number, in order: those not taken yet
+        self._bytes = 0
+        self._last = 0
+
+    def report(self, report: Report | NodeJoined) -> None:
+        if self.over:
+            return
+        message = wire.encode(report)
+        self._last += 1
+        self._reports[self._last] = message
+        self._bytes += len(message)
+        if self._bytes > self._kept and len(self._reports) > 1:
+            self.end(f"more than {self._kept >> 20} MB of reports were not taken")
+        self.wake.set()
+
+    def took(self, after: int) -> None:
+        """Reports up to this number have arrived. Raises Conflict when those behind it are no longer here."""
+        first = next(iter(self._reports), self._last + 1)
+        for number in range(first, min(after, self._last) + 1):
+            self._bytes -= len(self._reports.pop(number))
+        if after > self._last:
+            raise Conflict(f"report {after} was never sent in this session")
+
+    def behind(self, after: int) -> list[bytes]:
+        return [self._reports[number] for number in range(after + 1, self._last + 1)]
+
+    def end(self, why: str) -> None:
+        self.over = self.over or why
+        self._reports.clear()
+        self._bytes = 0
+        self.wake.set()
+
+    def read_by(self, reader: int) -> bool:
+        return self.reader == reader and not self.over
+
+    def missed(self, after: int) -> bool:
+        """Whether a report that follows `after` is no longer kept."""
+        return after + 1 < next(iter(self._reports), self._last + 1)
+
+
+class AgentServer:
+    """The ASGI app of a node. The agent is started by the first session, and started again, after it has ended
+    everything, by a session that takes the node over."""
+
+    def __init__(self, agent: Agent, key: str, *, kept: int = KEPT) -> None:
+        """Raises BadSettings without a key: who reaches this app can run anything on the node."""
+        if not key:
+            raise BadSettings("an agent needs a key", hint="give the same one to the controller and its nodes")
+        self._agent = agent
+        self._expected = f"Bearer {key}".encode()
+        self._kept = kept
+        self._session: Session | None = None
+        self._changing = asyncio.Lock()  # sessions begin and end one at a time
+        self._stopped = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            await self._route(scope, receive, send)
+        except InstaInferError as error:
+            body = msgspec.json.encode(error.problem())
+            await _answer(send, error.status, body)
+
+    async def _route(self, scope: Any, receive: Any, send: Any) -> None:
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if not hmac.compare_digest(given, self._expected):
+            raise NotAllowed("no key, or a wrong one", hint="controller and agents have to share one key")
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        name = query.get("session", [""])[0]
+        asked = f"{scope['method']} {scope['path']}"
+        if not name:
+            raise BadInput("which session?")
+        if asked == "POST /agent/commands":
+            commands = await _commands(receive)
+            self._carry_out(name, _number(query, "batch"), _number(query, "after"), commands)
+            await _answer(send, 204)
+        elif asked == "GET /agent/reports":
+            await self._stream(name, _number(query, "after"), receive, send)
+        elif asked == "POST /agent/close":
+            await self._close(name)
+            await _answer(send, 204)
+        else:
+            raise NotFound(f"there is no {asked}")
+
+    async def aclose(self) -> None:
+        """End everything on the node. Streams end when they have said so."""
+        self._stopped = True
+        async with self._changing:
+            if self._session is not None and not self._session.closing:
+                await self._end(self._session)
+
+    # ---- commands
+
+    def _carry_out(self, name: str, batch: int, after: int, commands: list[Command]) -> None:
+        session = self._current(name)
+        session.took(after)
+        if batch <= session.batch:
+            return  # it came before; its answer was lost
+        if batch > session.batch + 1:
+            raise Conflict(f"batch {batch} after {session.batch}: one is missing")
+        session.batch = batch
+        for command in commands:
+            self._agent.send(command)
+
+    def _current(self, name: str) -> Session:
+        session = self._session
+        if session is None or session.name != name:
+            raise Conflict("another controller has taken this node, or it started anew")
+        if session.over:
+            raise Conflict(session.over)
+        return session
+
+    # ---- sessions
+
+    async def _join(self, name: str) -> Session:
+        """The session of this name, which begins now unless it is the present one. Raises Unavailable."""
+        async with self._changing:
+            if self._stopped:
+                raise Unavailable("the node is stopping")
+            earlier = self._session
+            if earlier is not None and earlier.name == name:
+                return earlier
+            if earlier is not None:
+                log.info("another controller takes the node")
+                earlier.end("another controller has taken this node")
+                self._session = None
+                if not earlier.closing:
+                    await self._agent.aclose()
+            session = Session(name, self._kept)
+            early: list[Report] = []  # reported before it could say that it has joined
+            sink = early.append
+
+            def report(report: Report) -> None:
+                sink(report)
+
+            joined = await self._agent.start(report)
+            session.report(joined)
+            for each in early:
+                session.report(each)
+            sink = session.report
+            self._session = session
+            return session
+
+    async def _close(self, name: str) -> None:
+        async with self._changing:
+            session = self._current(name)
+            if not session.closing:
+                await self._end(session)
+
+    async def _end(self, session: Session) -> None:
+        await self._agent.aclose()
+        session.closing = True
+        session.wake.set()
+
+    # ---- reports
+
+    async def _stream(self, name: str, after: int, receive: Any, send: Any) -> None:
+        session = await self._join(name) if after == 0 else self._current(name)
+        if session.over or session.missed(after):
+            raise Conflict(session.over or f"the reports after {after} are not kept any more")
+        session.took(after)
+        if session.closing and not session.behind(after):
+            raise Conflict("the node has stopped")
+        session.reader += 1
+        session.wake.set()  # whoever reads now makes room
+        reader = session.reader
+        session.wake = wake = asyncio.Event()
+        headers = [(b"content-type", b"application/octet-stream"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        left = asyncio.create_task(_left(receive, wake))
+        try:
+            while session.read_by(reader) and not left.done():
+                wake.clear()
+                if messages := session.behind(after):
+                    after += len(messages)
+                    for message in _joined(messages):
+                        await send({"type": "http.response.body", "body": message, "more_body": True})
+                elif session.closing:
+                    break
+                else:
+                    try:
+                        async with asyncio.timeout(BEAT_S):
+                            await wake.wait()
+                    except TimeoutError:
+                        await send({"type": "http.response.body", "body": wire.BEAT, "more_body": True})
+        finally:
+            left.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _joined(messages: list[bytes]) -> Iterator[bytes]:
+    """Small ones together, so that one write carries them; large ones as they are."""
+    run: list[bytes] = []
+    for message in messages:
+        if len(message) < 1 << 16:
+            run.append(message)
+            continue
+        if run:
+            yield b"".join(run)
+            run = []
+        yield message
+    if run:
+        yield b"".join(run)
+
+
+async def _left(receive: Any, wake: asyncio.Event) -> None:
+    """Return when the other end is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    wake.set()
+
+
+async def _commands(receive: Any) -> list[Command]:
+    """All of a batch or nothing. Raises BadInput."""
+    decoder: wire.Decoder[Command] = wire.Decoder(Command)
+    commands: list[Command] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadInput("it was cut off")
+        commands += decoder.feed(message.get("body", b""))
+        if not message.get("more_body", False):
+            break
+    if not decoder.whole:
+        raise BadInput("it ends within a message")
+    return commands
+
+
+def _number(query: dict[str, list[str]], name: str) -> int:
+    text = query.get(name, [""])[0]
+    if not text.isdecimal() or len(text) > 18:
+        raise BadInput(f"{name} is a number, not {text!r}")
+    return int(text)
+
+
+async def _answer(send: Any, status: int, body: bytes = b"") -> None:
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers if body else []})
+    await send({"type": "http.response.body", "body": body})
+
+
+# ---- serving -------------------------------------------------------------------------------------------------
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with signals left to whoever runs it. `up` is set once it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(agent: Agent, host: str, port: int, key: str, *, kept: int = KEPT) -> AsyncIterator[str]:
+    """Serve within the context; gives the URL (`port` 0: any free one). Its end ends everything on the node.
+    Raises BadSettings without a key, Unavailable where it cannot listen."""
+    app = AgentServer(agent, key, kept=kept)
+    listening = _listen(host, port)
+    with listening:
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+        server = _Server(config)
+        task = asyncio.create_task(server.serve(sockets=[listening]))
+        up = asyncio.create_task(server.up.wait())
+        await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            up.cancel()
+            task.result()
+            raise Unavailable("the HTTP server ended at once")
+        where, port = listening.getsockname()[:2]
+        try:
+            yield f"http://[{where}]:{port}" if ":" in where else f"http://{where}:{port}"
+        finally:
+            await app.aclose()
+            server.should_exit = True
+            await task
+
+
+async def serve(agent: Agent, host: str, port: int, key: str) -> None:
+    """Serve until cancelled."""
+    async with serving(agent, host, port, key) as url:
+        log.info("agent %s serves at %s", agent.node, url)
+        await asyncio.get_running_loop().create_future()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise Unavailable(
+            f"{host}:{port} cannot be listened on: {error.strerror}", hint="choose another host or port"
+        ) from None
+    return listening

@@ -1,0 +1,212 @@
+"""Any order of facts, for every pair of policies: the invariants hold, every request ends once, and the
+event log replays to the same decisions, also from a checkpoint in the middle."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from instainfer.core import actions as act
+from instainfer.core import checkpoint
+from instainfer.core import events as ev
+from instainfer.core.platform import Platform
+from instainfer.policies import registry
+from tests.core.world import MB, World, function, platform
+
+NAMES = ("ns/a", "ns/b", "ns/c", "other/d")
+names = st.sampled_from(NAMES)
+
+
+class Machine(RuleBasedStateMachine):
+    mode = "hazard"
+    keep_alive = "pressure"
+
+    @initialize(memory=st.sampled_from([300, 600, 1200, 4096]), guests=st.booleans())
+    def begin(self, memory: int, guests: bool) -> None:
+        timed = {"seconds": 20.0} if self.keep_alive == "fixed" else {}
+        self.world = World(
+            platform(self.mode, self.keep_alive, queue_limit=6, **timed), memory=memory * MB, guests=guests
+        )
+        self.revision = 0
+        self.middle: tuple[int, int, bytes] | None = None
+
+    @rule(name=names, memory=st.sampled_from([128, 256, 512]), strict=st.booleans(), concurrency=st.integers(1, 2))
+    def deploy(self, name: str, memory: int, strict: bool, concurrency: int) -> None:
+        self.revision += 1
+        self.world.fed(
+            ev.FunctionDeployed(
+                function=function(
+                    name,
+                    revision=f"{name}@{self.revision}",
+                    memory=memory * MB,
+                    strict=strict and self.revision % 3 == 0,
+                    concurrency=concurrency,
+                )
+            )
+        )
+
+    @rule(name=names)
+    def delete(self, name: str) -> None:
+        self.world.fed(ev.FunctionDeleted(function=name))
+
+    @rule(name=names, count=st.integers(1, 4))
+    def arrive(self, name: str, count: int) -> None:
+        for _ in range(count):
+            self.world.arrive(name)
+
+    @precondition(lambda self: self.world.running)
+    @rule(which=st.integers(0, 3), seconds=st.sampled_from([0.01, 0.5, 5.0]))
+    def finish(self, which: int, seconds: float) -> None:
+        running = sorted(self.world.running)
+        self.world.finish(running[which % len(running)], seconds)
+
+    @precondition(lambda self: self.world.creating)
+    @rule(works=st.booleans())
+    def created(self, works: bool) -> None:
+        if works:
+            self.world.create()
+        else:
+            container = self.world.creating.pop(0)
+            self.world.fed(ev.ContainerLost(container=container, reason="no container: no luck"))
+
+    @precondition(lambda self: any(i not in self.world.frozen for i, _ in self.world.loading))
+    @rule()
+    def loaded(self) -> None:
+        self.world.load()
+
+    @precondition(lambda self: any(i not in self.world.frozen for i, _ in self.world.loading))
+    @rule()
+    def load_fails(self) -> None:
+        world = self.world
+        at = next(i for i, (name, _) in enumerate(world.loading) if name not in world.frozen)
+        instance, _ = world.loading.pop(at)
+        world.fed(ev.InstanceFailed(instance=instance, phase="load", reason="ValueError: no"))
+
+    @precondition(lambda self: self.world.ending)
+    @rule()
+    def ended(self) -> None:
+        self.world.end()
+
+    @precondition(lambda self: self.world.destroying)
+    @rule()
+    def destroyed(self) -> None:
+        self.world.destroy()
+
+    @precondition(lambda self: self.world.state.instances)
+    @rule(which=st.integers(0, 5))
+    def crash(self, which: int) -> None:
+        world = self.world
+        found = sorted(world.state.instances)
+        instance = found[which % len(found)]
+        world.loading = [(i, level) for i, level in world.loading if i != instance]
+        world.ending = [i for i in world.ending if i != instance]
+        world.frozen.discard(instance)
+        world.fed(ev.InstanceLost(instance=instance, reason="signal 9"))
+
+    @precondition(lambda self: self.world.state.containers)
+    @rule(which=st.integers(0, 5))
+    def container_dies(self, which: int) -> None:
+        world = self.world
+        found = sorted(c.id for c in world.state.containers.values() if c.state != "creating")
+        if not found:
+            return
+        container = found[which % len(found)]
+        inside = set(world.state.containers[container].instances)
+        world.loading = [(i, level) for i, level in world.loading if i not in inside]
+        world.ending = [i for i in world.ending if i not in inside]
+        world.destroying = [c for c in world.destroying if c != container]
+        world.frozen -= inside
+        world.fed(ev.ContainerLost(container=container, reason="manager died"))
+
+    @precondition(lambda self: self.world.timers)
+    @rule()
+    def timer(self) -> None:
+        self.world.fire()
+
+    @rule(name=names, pinned=st.booleans())
+    def pin(self, name: str, pinned: bool) -> None:
+        self.world.fed(ev.PinChanged(token=1, function=name, pinned=pinned))
+
+    @rule(name=names)
+    def preload(self, name: str) -> None:
+        known = set(self.world.state.containers)
+        self.world.fed(ev.PreloadRequested(token=2, function=name))
+        assert set(self.world.state.containers) == known, "pre-loading by hand created a container"
+
+    @rule(name=names)
+    def offload(self, name: str) -> None:
+        self.world.fed(ev.OffloadRequested(token=3, function=name))
+
+    @rule(name=names, in_s=st.sampled_from([0.0, 30.0]))
+    def hint(self, name: str, in_s: float) -> None:
+        self.world.fed(ev.HintReceived(function=name, in_s=in_s, probability=0.9))
+
+    @precondition(lambda self: self.world.state.containers)
+    @rule(size=st.sampled_from([10, 90, 150, 400]))
+    def sampled(self, size: int) -> None:
+        for container in self.world.state.containers.values():
+            if container.state == "ready" and container.instances:
+                sizes = dict.fromkeys(container.instances, size * MB)
+                self.world.fed(ev.MemorySampled(container=container.id, instances=sizes))
+                return
+
+    @precondition(lambda self: self.world.accepted)
+    @rule(which=st.integers(0, 30))
+    def cancel(self, which: int) -> None:
+        self.world.fed(ev.RequestCancelled(request=1 + which % len(self.world.accepted)))
+
+    @rule()
+    def remember(self) -> None:
+        self.middle = (len(self.world.log), len(self.world.decided), checkpoint.dump(self.world.state))
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.settle(until=lambda: False)
+        for _ in range(200):  # what still waits, waits for a timer or for memory: let time pass
+            if len(world.ended) == len(world.accepted) or not world.timers:
+                break
+            world.fire()
+            world.settle()
+        for request in sorted(world.accepted - set(world.ended)):
+            # What pins hold is not to be had: those wait until the shell's limit of the wait takes them back.
+            function = world.state.requests[request].function
+            assert function.spec.name in world.state.starved, f"{request} waits for nothing"
+            assert any(f.pinned for f in world.state.functions.values())
+            world.fed(ev.RequestCancelled(request=request))
+        left = world.accepted - set(world.ended)
+        assert not left, f"requests {sorted(left)} never end: {[f.queue for f in world.state.functions.values()]}"
+        self.replays()
+
+    def replays(self) -> None:
+        world = self.world
+        timed = {"seconds": 20.0} if self.keep_alive == "fixed" else {}
+        again = platform(self.mode, self.keep_alive, queue_limit=6, **timed)
+        decided: list[act.AnyAction] = []
+        for now, event in world.log:
+            decided += again.handle(event, now)
+        assert decided == world.decided, "a replay of the log decides differently"
+        if self.middle is not None:
+            events, actions, state = self.middle
+            resumed = Platform(checkpoint.load(state))
+            rest: list[act.AnyAction] = []
+            for now, event in world.log[events:]:
+                rest += resumed.handle(event, now)
+            assert rest == world.decided[actions:], "a replay from a checkpoint decides differently"
+
+
+PAIRS = [(mode, keep) for mode in registry.MODES for keep in registry.KEEP_ALIVES]
+
+
+@pytest.mark.parametrize(("mode", "keep_alive"), PAIRS, ids=[f"{m}-{k}" for m, k in PAIRS])
+def test_any_order_of_facts(mode: str, keep_alive: str) -> None:
+    machine = type("Pair", (Machine,), {"mode": mode, "keep_alive": keep_alive})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

@@ -1,0 +1,43 @@
+"""One server for all tests that leave it as it was; every test has a namespace of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live.server_helpers import Server
+
+#: Small, so that what goes over them does so quickly.
+LIMITS = {
+    "INSTAINFER_LIMITS__LOAD_S": "3",
+    "INSTAINFER_SERVER__MAX_BODY": "12MB",
+    "INSTAINFER_SERVER__MAX_ANSWER": "12MB",
+    "INSTAINFER_SANDBOX__PIDS": "64",
+}
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server"), "--memory", "4GB", variables=LIMITS) as running:
+        yield running
+
+
+@pytest.fixture
+def ns(server: Server) -> Iterator[str]:
+    """A namespace that nobody has used; what is deployed in it goes with the test."""
+    name = f"n{next(_numbers)}"
+    yield name
+    for function in server.client.functions(name):
+        server.client.delete(name, function["name"])
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Server]:
+    """A server of the test's own, which it may stop, kill and start."""
+    with Server(tmp_path, "--memory", "1GB", variables=LIMITS) as running:
+        yield running
