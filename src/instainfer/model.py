@@ -7,6 +7,7 @@ programs read, with the unit in the key.
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
+from typing import Any
 
 import msgspec
 
@@ -104,7 +105,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[str, ...] = ()  # host paths that this interpreter needs
     requirements: tuple[str, ...] = ()
     variables: dict[str, str] = {}  # environment variables of the instance
-    params: dict[str, str] = {}  # default parameters, merged under the event
+    params: dict[str, Any] = {}  # default parameters, merged under the event
     sample: str = ""  # path inside the package of one real input; ends every load with a warm-up call
     sample_type: str = ""
     network: bool = False

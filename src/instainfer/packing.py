@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import itertools
-import os  # noqa: TID251 - it reads the folders it packs
+import os
 import posixpath
 import stat
 import zipfile

@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sample: str = ""
     isolation: str = "freeze"
     env: dict[str, str] = {}
-    params: dict[str, str] = {}
+    params: dict[str, Any] = {}  # JSON values
 
     def merged(self, overrides: Mapping[str, Any]) -> Settings:
         """These with the overrides on top: the tables `env` and `params` key by key, the rest whole."""
@@ -170,18 +170,18 @@ def _requirements(value: Any) -> tuple[str, ...]:
     raise _refuse("not a list of requirements", 'a list like ["numpy>=2"], or the name of a file in the package')
 
 
-def _table(kind: str) -> Callable[[Any], dict[str, str]]:
-    def read(value: Any) -> dict[str, str]:
+def _table(kind: str) -> Callable[[Any], dict[str, Any]]:
+    def read(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise _refuse("not a table", f'[{kind}] with lines like name = "value"')
-        out: dict[str, str] = {}
+        out: dict[str, Any] = {}
         for name, item in value.items():
             if kind == "env" and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in str(item)):
                 raise _refuse(f"{name!r} cannot name a variable", "letters, digits and underscores")
             if kind == "env" and (isinstance(item, bool) or not isinstance(item, (str, int, float))):
                 raise _refuse(f"{name} is not a text", f'a text in quotes, {name} = "…"')
-            # A parameter that is not text travels as its JSON.
-            out[name] = item if isinstance(item, str) else json.dumps(item, default=str)
+            # What JSON has no word for (TOML's dates) travels as text; variables are text anyway.
+            out[name] = str(item) if kind == "env" else json.loads(json.dumps(item, default=str))
         return out
 
     return read

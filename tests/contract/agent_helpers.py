@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import sys
 import zipfile
 from collections.abc import AsyncIterator, Callable
@@ -33,7 +32,7 @@ from instainfer.sandbox.linux import MANAGER, LinuxSandbox
 from instainfer.sandbox.process import ProcessSandbox
 
 PYTHON = str(Path(sys.executable).resolve())
-PATIENCE_S = 60.0  # the bound after which a wait is a failure
+PATIENCE_S = 20.0  # the bound after which a wait is a failure
 MB = 1 << 20
 UID_BASE = 4_000_000
 KEY = "a key of the tests"

@@ -166,12 +166,35 @@ def test_what_follows_a_load_waits_for_it(play: Play) -> None:
         of = await w.provide(revision())
         w.create("c1", of)
         await w.until(events.ContainerReady)
-        w.load("i1", "c1", of, Level.IMPORTED)
-        w.send(lift("i1"))
+        w.load("i1", "c1", of)
         request = w.invoke("i1", {})
         await w.until(Answered, request=request)
-        levels = [ready.level for ready in w.reports.all(events.InstanceReady)]
-        assert levels == [Level.IMPORTED, Level.LOADED]
+        w.load("i2", "c1", of)
+        w.send(offload("i2"))
+        await w.until(events.InstanceLost, instance="i2")
+
+
+def test_a_load_waits_for_its_package(play: Play) -> None:
+    @play
+    async def scenario(w: World) -> None:
+        await w.opened()
+        other = await w.provide(revision("g", 2))
+        await w.ready("i2", "c1", other)
+        await w.works("i2")
+
+
+def test_an_instance_is_raised(play: Play) -> None:
+    @play
+    async def scenario(w: World) -> None:
+        of = await w.provide(revision())
+        w.create("c1", of)
+        await w.until(events.ContainerReady)
+        await w.ready("i1", "c1", of, Level.IMPORTED)
+        assert not w.reports.all(Logged)
+        w.send(lift("i1"))
+        raised = await w.until(events.InstanceReady, instance="i1")
+        assert raised.level == Level.LOADED
+        await w.works("i1")
 
 
 def test_a_load_that_fails_says_in_which_phase_and_where(play: Play) -> None:
@@ -215,7 +238,7 @@ def test_an_error_of_the_function_is_an_answer(play: Play) -> None:
         assert "in handler" in answered.problem["trace"]
         # JSON can carry what is not Unicode text: file names that are not UTF-8 look so
         answered = await w.answer("i1", {"do": "raise", "text": "\udcff"})
-        assert answered.problem["detail"].startswith("ValueError: ")
+        assert answered.problem["detail"].encode().startswith(b"ValueError: ")
         await w.works("i1")
 
 
@@ -235,9 +258,8 @@ def test_a_crash_is_a_loss(play: Play) -> None:
 def test_a_time_limit_ends_that_instance_only(play: Play) -> None:
     @play
     async def scenario(w: World) -> None:
-        await w.opened(timeout_s=0.3)
-        other = await w.provide(revision("g", 2))
-        await w.ready("i2", "c1", other)
+        of = await w.opened(timeout_s=0.3)
+        await w.ready("i2", "c1", of)
         hanging = w.invoke("i1", {"do": "hang"})
         lost = await w.until(events.InstanceLost)
         assert (lost.instance, lost.code, lost.request) == ("i1", "timed_out", hanging)

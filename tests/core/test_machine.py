@@ -27,7 +27,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self, memory: int, guests: bool) -> None:
         timed = {"seconds": 20.0} if self.keep_alive == "fixed" else {}
         self.world = World(
-            platform(self.mode, self.keep_alive, queue_limit=6, **timed), memory=memory * MB, guests=guests
+            platform(self.mode, self.keep_alive, queue_limit=6, timed=timed), memory=memory * MB, guests=guests
         )
         self.revision = 0
         self.middle: tuple[int, int, bytes] | None = None
@@ -184,7 +184,7 @@ class Machine(RuleBasedStateMachine):
     def replays(self) -> None:
         world = self.world
         timed = {"seconds": 20.0} if self.keep_alive == "fixed" else {}
-        again = platform(self.mode, self.keep_alive, queue_limit=6, **timed)
+        again = platform(self.mode, self.keep_alive, queue_limit=6, timed=timed)
         decided: list[act.AnyAction] = []
         for now, event in world.log:
             decided += again.handle(event, now)

@@ -13,7 +13,7 @@ from tests.core.world import MB, World, function, platform
 def world(
     *names: str, memory: int = 4096 * MB, mode: str = "hazard", keep_alive: str = "pressure", **timed: float
 ) -> World:
-    made = World(platform(mode, keep_alive, **timed), memory=memory)
+    made = World(platform(mode, keep_alive, timed=timed), memory=memory)
     for name in names:
         made.fed(ev.FunctionDeployed(function=function(name)))
     return made

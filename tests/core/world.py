@@ -37,7 +37,7 @@ def platform(
     chosen = registry.preload(mode)
     forecast = Forecast(registry.predictor(chosen.predictor))
     return Platform(
-        State(forecast, registry.keep_alive(keep_alive, **timed), chosen.policy, queue_limit=queue_limit)
+        State(forecast, registry.keep_alive(keep_alive, **(timed or {})), chosen.policy, queue_limit=queue_limit)
     )
 
 
@@ -94,7 +94,7 @@ class World:
                 self.loading.append((action.instance, action.level))
                 if action.ahead:
                     container = self.state.instances[action.instance].container
-                    assert container.used <= container.limit, f"{action.instance} was pre-loaded where it cannot fit"
+                    assert container.used <= container.limit, f"{action.instance} does not fit"
             case act.Offload():
                 self.ending.append(action.instance)
                 self.loading = [(i, level) for i, level in self.loading if i != action.instance]

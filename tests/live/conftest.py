@@ -41,3 +41,16 @@ def own(tmp_path: Path) -> Iterator[Server]:
     """A server of the test's own, which it may stop, kill and start."""
     with Server(tmp_path, "--memory", "1GB", variables=LIMITS) as running:
         yield running
+
+
+@pytest.fixture
+def neighbour(server: Server) -> Iterator[None]:
+    """Another function, which must not notice: the same process, warm, before and after."""
+    name = "calm", "neighbour"
+    if not server.client.functions("calm"):
+        server.deploy(*name, "import os\n\ndef handler(event):\n    return os.getpid()\n")
+    before = server.result(*name)
+    yield
+    after = server.call(*name)
+    assert (after.json(), after.headers["x-instainfer-start"]) == (before, "warm")
+    assert server.http.get("/healthz").status_code == 200

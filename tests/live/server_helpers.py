@@ -14,12 +14,18 @@ import textwrap
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
-import psutil
+from psutil import (  # type: ignore[import-untyped] # it ships no types
+    STATUS_ZOMBIE,
+    Error,
+    NoSuchProcess,
+    process_iter,
+)
+from psutil import Process as Process  # the tests know processes by it
 
 from instainfer.client import PREFIX, Client
 from instainfer.packing import pack
@@ -86,7 +92,7 @@ class Server:
         self._variables = dict(variables or {})
         self._key = self._variables.get("INSTAINFER_SERVER__API_KEY")
         self._process: subprocess.Popen[str] | None = None
-        self._seen: set[psutil.Process] = set()
+        self._seen: set[Process] = set()
 
     def __enter__(self) -> Self:
         self.start()
@@ -163,25 +169,25 @@ class Server:
 
     # ---- what it consists of -------------------------------------------------------------------------------
 
-    def family(self) -> list[psutil.Process]:
+    def family(self) -> list[Process]:
         """Its descendants now."""
         try:
-            found = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
+            found: list[Process] = Process(self.process.pid).children(recursive=True)
+        except NoSuchProcess:
             found = []
         self._seen |= set(found)
         return found
 
-    def named(self, word: str) -> list[psutil.Process]:
+    def named(self, word: str) -> list[Process]:
         """Descendants whose command line has the word: "launcher", "manager.py", "boot.py"."""
         found = []
         for process in self.family():
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(Error):
                 if any(word in part for part in process.cmdline()):
                     found.append(process)
         return found
 
-    def instances(self, name: str) -> list[psutil.Process]:
+    def instances(self, name: str) -> list[Process]:
         """Processes of instances of a function: they stand in its package."""
         found = []
         for process in self.named("boot.py"):
@@ -201,8 +207,8 @@ class Server:
         found = [f"process {p.pid} {p.cmdline()}" for p in self._seen if alive(p)]
         owner = self.data / "sandbox" / "owner"
         state = owner.read_text().strip() if owner.exists() else "\0"
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
+        for process in process_iter():
+            with contextlib.suppress(Error, OSError):
                 words = [*process.cmdline(), Path(f"/proc/{process.pid}/cgroup").read_text()]
                 mark = process.environ().get("INSTAINFER_SANDBOX", "")
                 if any(str(self.data) in word or state in word for word in words) or mark.startswith(state):
@@ -216,7 +222,13 @@ class Server:
     # ---- what its users do ---------------------------------------------------------------------------------
 
     def deploy(
-        self, namespace: str, name: str, source: str, *, files: Mapping[str, str | bytes] | None = None, **settings: Any
+        self,
+        namespace: str,
+        name: str,
+        source: str,
+        *,
+        files: Mapping[str, str | bytes] | None = None,
+        **settings: Any,
     ) -> dict[str, Any]:
         """Deploy `main.py` (and further files); what `deployed` says."""
         data = package(self.directory, source, files)
@@ -260,11 +272,51 @@ class Server:
         )
 
 
-def alive(process: psutil.Process) -> bool:
+def alive(process: Process) -> bool:
     try:
-        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        return bool(process.is_running()) and process.status() != STATUS_ZOMBIE
+    except NoSuchProcess:
         return False
+
+
+def kill(process: Process) -> None:
+    """-9, if it is still there."""
+    with contextlib.suppress(NoSuchProcess):
+        process.kill()
+
+
+def gone(processes: Iterable[Process]) -> None:
+    """Wait until none of them is alive."""
+    eventually(lambda: not any(alive(process) for process in processes))
+
+
+def told(problem: Mapping[str, Any], code: str, status: int, function: str, phase: str) -> str:
+    """Check the members of a problem; the text that people read."""
+    assert problem["type"] == f"urn:instainfer:error:{code}", problem
+    assert problem["title"] == code.replace("_", " ")
+    assert problem["status"] == status
+    assert problem["detail"]
+    assert problem.get("hint"), problem
+    assert problem.get("function") == function, problem
+    assert problem.get("phase") == phase, problem
+    return f"{problem['detail']}\n{problem.get('trace', '')}"
+
+
+def answered(response: httpx.Response, code: str, status: int, function: str, phase: str) -> str:
+    """The same of a whole answer."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    return told(response.json(), code, status, function, phase)
+
+
+def undeployed(server: Server, ns: str, data: bytes, code: str, status: int, phase: str, **settings: Any) -> str:
+    """A deployment of `bad` that must fail, with this problem, and leave nothing."""
+    *_, last = server.put(ns, "bad", data, **settings)
+    assert last["event"] == "failed", last
+    text = told(last["problem"], code, status, f"{ns}/bad", phase)
+    assert server.client.functions(ns) == []
+    assert server.call(ns, "bad").status_code == 404
+    return text
 
 
 def package(directory: Path, source: str, files: Mapping[str, str | bytes] | None = None) -> bytes:

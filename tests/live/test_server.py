@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-import socket
-import stat
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from instainfer.client import PREFIX, Client, parse_timing
-from instainfer.errors import Conflict, InstaInferError, NotAllowed, NotFound
-from tests.live.server_helpers import ECHO, SANDBOX, Server, calls, eventually, refused
+from instainfer.client import PREFIX, parse_timing
+from instainfer.errors import Conflict, InstaInferError, NotFound
+from instainfer.packing import pack
+from tests.live.server_helpers import ECHO, SANDBOX, Server, calls, eventually, package
 
 VERSIONED = """
 def handler(event):
@@ -98,8 +95,6 @@ def test_deploy_list_get_delete(server: Server, ns: str) -> None:
 def test_progress_is_told_in_order(server: Server, ns: str) -> None:
     data = server.directory / "one.py"
     data.write_text(ECHO)
-    from instainfer.packing import pack
-
     events = list(server.client.deploy(ns, "f", pack(data), {"entry": "one:handler", "memory": "64MB"}))
     phases = [event["phase"] for event in events if event["event"] == "progress"]
     assert list(dict.fromkeys(phases)) == ["package", "environment", "measure", "publish"]
@@ -194,8 +189,6 @@ def test_a_sample_warms_up(server: Server, ns: str) -> None:
 
 
 def test_a_sample_is_sent_apart(server: Server, ns: str) -> None:
-    from tests.live.server_helpers import package
-
     source = "seen = []\n\ndef handler(event):\n    seen.append(event)\n    return str(seen[0])\n"
     data = package(server.directory, source)
     *_, last = server.client.deploy(
@@ -265,7 +258,11 @@ def test_concurrency_lets_four_in(server: Server, ns: str) -> None:
 
 def test_concurrency_one_never_overlaps(server: Server, ns: str) -> None:
     slow = "    place = time.sleep(0.02)"
-    server.deploy(ns, "f", "import time\n" + MEETING.replace('    place = barrier.wait(20) if event.get("meet") else 0', slow))
+    server.deploy(
+        ns,
+        "f",
+        "import time\n" + MEETING.replace('    place = barrier.wait(20) if event.get("meet") else 0', slow),
+    )
     with calls() as flight:
         for _ in range(8):
             flight.add(server, ns, "f")
@@ -303,7 +300,9 @@ def test_preload_needs_room(server: Server, ns: str) -> None:
     server.deploy(ns, "small", ECHO, memory="32MB")
     server.deploy(ns, "large", hold + ECHO, memory="128MB")
     server.call(ns, "small")
-    with pytest.raises(Conflict, match=r"no warm container of namespace \S+ has \d+ MB idle \(the most is \d+ MB\)"):
+    with pytest.raises(
+        Conflict, match=r"no warm container of namespace \S+ has \d+ MB idle \(the most is \d+ MB\)"
+    ):
         server.client.preload(ns, "large")
     assert len(server.containers(ns)) == 1
 
@@ -408,93 +407,6 @@ def test_status_says_what_is_not_isolated(server: Server) -> None:
     assert status["sandbox"] == SANDBOX
     assert bool(status["missing"]) == (SANDBOX == "process")
     assert status["memory_mb"] == 4000.0
-
-
-def test_admin_socket(server: Server) -> None:
-    path = server.data / "admin.sock"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with Client(data_dir=server.data) as local:
-        assert local.status()["version"]
-
-
-# ---- who may, and where ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_api_key(tmp_path: Path) -> None:
-    with Server(tmp_path, "--memory", "1GB", variables={"INSTAINFER_SERVER__API_KEY": "a secret"}) as locked:
-        locked.deploy("n", "f", ECHO)
-        assert locked.result("n", "f", {"a": 1}) == {"a": 1}
-        with httpx.Client(base_url=locked.url, trust_env=False) as anyone:
-            assert anyone.get("/livez").status_code == 200
-            assert anyone.get("/healthz").status_code == 200
-            requests: list[tuple[str, str, dict[str, Any]]] = [
-                ("POST", "/f/n/f", {"json": {}}),
-                ("GET", "/metrics", {}),
-                ("GET", "/openapi.json", {}),
-                ("GET", f"{PREFIX}/status", {}),
-                ("DELETE", f"{PREFIX}/functions/n/f", {}),
-            ]
-            for method, path, options in requests:
-                for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "a secret"}):
-                    response = anyone.request(method, path, headers=headers, **options)
-                    assert response.status_code == 401, (path, headers)
-                    assert response.json()["type"] == "urn:instainfer:error:not_allowed"
-                    assert response.json()["hint"]
-        with Client(locked.url, "wrong") as client, pytest.raises(NotAllowed):
-            client.status()
-        with Client(data_dir=locked.data) as local:
-            assert local.function("n", "f")["version"] == 1
-
-
-@pytest.mark.slow
-def test_a_second_server_is_refused(server: Server, tmp_path: Path) -> None:
-    said = refused(server.directory, "--port", "0")
-    assert f"another server uses {server.data}" in said
-    assert "hint:" in said
-    port = server.url.rpartition(":")[2]
-    said = refused(tmp_path, "--port", port)
-    assert f"127.0.0.1:{port} cannot be listened on" in said
-    assert "--port" in said
-    assert server.http.get("/healthz").status_code == 200
-
-
-@pytest.mark.slow
-def test_reachable_without_a_key_is_refused(tmp_path: Path) -> None:
-    said = refused(tmp_path, "--port", "0", "--host", "0.0.0.0")
-    assert "server.api_key is empty" in said
-    assert "INSTAINFER_SERVER__API_KEY" in said
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.slow
-def test_ipv6(tmp_path: Path) -> None:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        pytest.skip("this machine has no IPv6")
-    with Server(tmp_path, "--host", "::1", "--memory", "1GB") as server:
-        assert server.url.startswith("http://[::1]:")
-        assert server.client.status()["version"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"INSTAINFER_SERVER__COLOUR": "red"}, "colour"),
-        ({"INSTAINFER_LIMITS__LOAD_S": "soon"}, "load_s"),
-        ({"INSTAINFER_POLICY__MODE": "psychic"}, "psychic"),
-        ({"INSTAINFER_POLICY__KEEP_ALIVE": "forever"}, "forever"),
-        ({"INSTAINFER_SANDBOX__KIND": "castle"}, "castle"),
-    ],
-)
-def test_impossible_settings(tmp_path: Path, variables: dict[str, str], said: str) -> None:
-    flags = () if "INSTAINFER_SANDBOX__KIND" not in variables else ("--sandbox", "castle")
-    text = refused(tmp_path, "--port", "0", *flags, **variables)
-    assert said in text
-    assert "hint:" in text
 
 
 def test_errors_reach_the_client_as_what_they_were(server: Server, ns: str) -> None:

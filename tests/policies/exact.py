@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, milp  # type: ignore[import-untyped] # scipy has no types
 
 from instainfer.model import Level
 from instainfer.policies.base import Assignment, Bin, Item
@@ -20,7 +20,7 @@ def exact_gain(bins: Sequence[Bin], items: Sequence[Item], churn: float = 0.0, *
     gains: list[float] = []  # of each 0/1 variable
     rows: list[tuple[dict[int, float], float]] = []  # coefficients by variable <= bound
 
-    room = [({}, float(one.free)) for one in bins]  # type: list[tuple[dict[int, float], float]]
+    room: list[tuple[dict[int, float], float]] = [({}, float(one.free)) for one in bins]
     gone: dict[tuple[int, str], int] = {}  # variable: this held item is displaced
     for index, one in enumerate(bins):
         for held in one.held:

@@ -6,6 +6,7 @@ import itertools
 import pickle
 from collections.abc import Sequence
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +77,7 @@ def problems(draw: st.DrawFn) -> tuple[list[Bin], list[Item]]:
             instance = f"i{next(counter)}"
             function = f"{namespace}/{instance}"
             level = draw(st.sampled_from([Level.NONE, IMPORTED, LOADED]))
-            if mine and draw(st.booleans()):
+            if draw(st.booleans()) and mine:
                 function = mine.pop()
                 level = draw(st.sampled_from([Level.NONE, IMPORTED]))
             held.append(holding(function, draw(st.one_of(st.just(0.0), VALUES)), draw(BYTES), level, instance))
@@ -121,7 +122,7 @@ def carry_out(bins: Sequence[Bin], items: Sequence[Item], placed: Sequence[Assig
 
 
 @given(problem=problems(), churn=st.sampled_from([0.0, 0.1, 1.0]))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_what_is_placed_is_possible_and_worth_what_it_displaces(
     problem: tuple[list[Bin], list[Item]], churn: float
 ) -> None:
@@ -129,15 +130,12 @@ def test_what_is_placed_is_possible_and_worth_what_it_displaces(
     placed = Greedy(churn).place(bins, items)
     carry_out(bins, items, placed)
     worth = {held.instance: held.value for one in bins for held in one.held}
-    size = {held.instance: held.bytes for one in bins for held in one.held}
-    free = {one.container: one.free for one in bins}
     assert len({one.function for one in placed}) == len(placed)
     gone = [instance for one in placed for instance in one.displaced]
     assert len({*gone}) == len(gone)
     for one in placed:
         if one.displaced:
             assert sum(worth[instance] for instance in one.displaced) * (1 + churn) < one.value + 1e-9
-            assert sum(size[instance] for instance in one.displaced) <= free[one.container] + sum(size.values())
 
 
 @given(problem=problems())
@@ -147,13 +145,9 @@ def test_nothing_is_displaced_for_one_function_that_fits(problem: tuple[list[Bin
         mine = [item for item in items if item.function == name]
         for one in Greedy().place(bins, mine):
             if one.displaced:
-                emptied = [Bin(**{**_fields(b), "held": _without(b, name)}) for b in bins]
+                emptied = [msgspec.structs.replace(b, held=_without(b, name)) for b in bins]
                 alone = Greedy().place(emptied, mine)
                 assert not alone or alone[0].level < one.level
-
-
-def _fields(one: Bin) -> dict[str, object]:
-    return {name: getattr(one, name) for name in one.__struct_fields__}
 
 
 def _without(one: Bin, function: str) -> tuple[Held, ...]:

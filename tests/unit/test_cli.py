@@ -188,7 +188,7 @@ def test_serve_puts_flags_over_the_environment(monkeypatch: pytest.MonkeyPatch, 
 def test_demo_and_bench_get_their_file(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
     monkeypatch.setattr(instainfer, "demo", SimpleNamespace(run=lambda *given: calls.append(given)), raising=False)
-    monkeypatch.setattr("instainfer.bench.run", lambda *given: calls.append(given), raising=False)
+    monkeypatch.setattr("instainfer.bench.run", lambda *given, **_: calls.append(given), raising=False)
     assert run("demo").exit_code == 0
     assert run("demo", "--json", "d.json").exit_code == 0
     assert run("bench", "overhead", "--json", "-").exit_code == 0

@@ -331,7 +331,7 @@ def test_function_toml() -> None:
         sample="one.json",
         isolation="strict",
         env={"MODE": "fast", "LEVEL": "3"},
-        params={"size": "big", "top": "5"},
+        params={"size": "big", "top": 5},
     )
     merged = settings.merged({"memory": "64MiB", "env": {"MODE": "slow"}, "network": "false"})
     assert merged.memory == 64 << 20

@@ -40,7 +40,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 1
     network: bool = False
     variables: dict[str, str] = {}
-    params: dict[str, str] = {}
+    params: dict[str, Any] = {}
     sample: str = ""
     sample_type: str = ""
     modules: tuple[str, ...] = ()  # recorded: what level IMPORTED imports

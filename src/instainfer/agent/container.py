@@ -13,7 +13,7 @@ from pathlib import Path
 
 from instainfer.agent.base import Invoke, Revision, Sink
 from instainfer.agent.instance import InstanceHost, Output
-from instainfer.agent.link import Exit, ManagerLink
+from instainfer.agent.link import Exit, ManagerLink, Spawned
 from instainfer.core import actions
 from instainfer.core.events import ContainerLost, InstanceFailed, InstanceLost
 from instainfer.errors import InstaInferError
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 BOOT = Path(__file__).resolve().parent.parent / "runtime" / "boot.py"
 HELLO_S = 10.0
+ERASE_S = 10.0
+ERASE_MEMORY = 64 << 20
 FIRST_UID = 1000  # inner uids of functions: 1000 + number
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -148,15 +150,13 @@ class ContainerHost:
         """Start the process, put it under its cgroup before it executes anything, and tell it to load."""
         asked = time.monotonic()
         uid = FIRST_UID + revision.number if self._apart else None
-        spawned = await self.link.spawn(
+        spawned = await self._start(
             name,
             argv=[revision.python, "-s", "-B", str(BOOT), "instance", "3"],
-            env=environment(revision),
+            env=environment(revision, apart=self._apart),
             cwd=str(package),
             uid=uid,
-            gid=uid,
-            limits={"nofile": 1024, "core": 0},
-            attach=lambda pid: self.container.attach(name, pid, limit=revision.memory),
+            limit=revision.memory,
         )
         output = Output(spawned.stdout_fd, spawned.stderr_fd, revision.log_bytes)
         host = InstanceHost(
@@ -173,6 +173,39 @@ class ContainerHost:
         await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=spawned.sock)
         host.go(level, asked=asked)
         return host
+
+    async def _start(
+        self, name: str, *, argv: list[str], env: dict[str, str], cwd: str, uid: int | None, limit: int
+    ) -> Spawned:
+        """A process in the container, under a cgroup of its own before it executes anything."""
+        try:
+            return await self.link.spawn(
+                name,
+                argv=argv,
+                env=env,
+                cwd=cwd,
+                uid=uid,
+                gid=uid,
+                limits={"nofile": 1024, "core": 0},
+                attach=lambda pid: self.container.attach(name, pid, limit=limit),
+                doors=self.container.doors(name, limit=limit),
+            )
+        except BaseException:
+            with suppress(OSError, TimeoutError):
+                await self.container.detach(name)
+            raise
+
+    async def _erase(self, uid: int) -> None:
+        """Delete what this uid left in the container's scratch: the next function must find none of it, and
+        only the uid itself can look into its directories."""
+        name = f"erase-{uid}"
+        argv = ["/usr/bin/find", "/tmp", "/dev/shm", "-mindepth", "1", "-uid", str(uid), "-delete"]
+        spawned = await self._start(name, argv=argv, env={}, cwd="/tmp", uid=uid, limit=ERASE_MEMORY)
+        spawned.close()
+        async with asyncio.timeout(ERASE_S):
+            await asyncio.shield(self.link.exited(name))
+        self.link.forget(name)
+        await self.container.detach(name)
 
     def end(self, name: str, reason: str, code: str, request: int | None) -> None:
         """Kill it; InstanceLost follows when it is gone."""
@@ -191,10 +224,14 @@ class ContainerHost:
         oom = self.container.oom_killed(name)
         with suppress(OSError, TimeoutError):
             await self.container.detach(name)
+        self.link.forget(name)
         instance = self.instances.pop(name, None)
         if instance is None:
             return
         instance.close()
+        if self._apart and not self._gone:
+            with suppress(OSError, TimeoutError, InstaInferError):
+                await self._erase(FIRST_UID + instance.revision.number)
         if instance.failed:
             return  # InstanceFailed said it all
         reason, code, request = self._reasons.pop(name, ("", "", None))
@@ -232,13 +269,15 @@ class ContainerHost:
         self._report(ContainerLost(container=self.id, reason=reason))
 
 
-def environment(revision: Revision) -> dict[str, str]:
-    """The variables of an instance: its own over a minimum; nothing of the server's environment leaks in."""
+def environment(revision: Revision, *, apart: bool) -> dict[str, str]:
+    """The variables of an instance: its own over a minimum; nothing of the server's environment leaks in.
+    Where functions are kept apart its scratch is a directory that the instance makes for itself, 0700."""
+    home = f"/tmp/f{FIRST_UID + revision.number}" if apart else "/tmp"
     bin_directory = str(Path(revision.python).parent)
     return {
         "PATH": f"{bin_directory}:/usr/local/bin:/usr/bin:/bin",
-        "HOME": "/tmp",
-        "TMPDIR": "/tmp",
+        "HOME": home,
+        "TMPDIR": home,
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "",
         # Unpinned threads of co-residents fight for the cores: a 40 ms call became 2 s.

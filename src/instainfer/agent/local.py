@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import logging
 import shutil
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from instainfer.agent import base
-from instainfer.agent.container import FIRST_UID, ContainerHost
+from instainfer.agent.container import BOOT, FIRST_UID, ContainerHost
 from instainfer.agent.environments import Environments
 from instainfer.agent.measure import measure
 from instainfer.core import actions, events
@@ -22,8 +23,7 @@ from instainfer.sandbox.base import ContainerSpec, Mount, Sandbox
 
 log = logging.getLogger(__name__)
 
-WITHDRAW_S = 0.5
-SAMPLE_S = 1.0  # memory is looked at no more often, and only where something ran since
+EVERY_S = 1.0
 
 
 class LocalAgent:
@@ -54,18 +54,21 @@ class LocalAgent:
         self._revisions: dict[str, base.Revision] = {}
         self._current: dict[str, base.Revision] = {}  # function -> what was provided last
         self._arrivals: dict[str, asyncio.Future[None]] = {}  # revision -> its package is on the node
+        self._withdrawn: set[str] = set()
         self._containers: dict[str, ContainerHost] = {}
         self._where: dict[str, str] = {}  # instance -> container
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._sampler: asyncio.Task[None] | None = None
+        self._ticking: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
 
     async def start(self, sink: base.Sink) -> events.NodeJoined:
         self._report = sink
         self._loop = asyncio.get_running_loop()
         await self.sandbox.start()
-        self._sampler = self._loop.create_task(self._sample_forever())
+        # Containers see the runtime read-only: without its bytecode every instance would compile it anew.
+        await asyncio.to_thread(compileall.compile_dir, str(BOOT.parent), quiet=2)
+        self._ticking = self._loop.create_task(self._every_second())
         return events.NodeJoined(
             node=self.node,
             memory=self._memory,
@@ -96,7 +99,7 @@ class LocalAgent:
         elif isinstance(command, base.Deliver):
             self._spawn(self._deliver(command.revision, command.package))
         elif isinstance(command, base.Withdraw):
-            self._spawn(self._withdraw(command.revision))
+            self._withdrawn.add(command.revision)
         elif isinstance(command, base.Build):
             self._spawn(self._build(command))
         else:
@@ -187,6 +190,7 @@ class LocalAgent:
         return self._data / "packages" / revision.namespace / f"{revision.name}-{digest}"
 
     def _provide(self, revision: base.Revision) -> None:
+        self._withdrawn.discard(revision.id)
         self._revisions[revision.id] = revision
         self._current[f"{revision.namespace}/{revision.name}"] = revision
         arrival = self._arrivals.setdefault(revision.id, self._loop.create_future())
@@ -213,19 +217,18 @@ class LocalAgent:
         else:
             arrival.set_result(None)
 
-    async def _withdraw(self, name: str) -> None:
-        while any(i.revision.id == name for host in self._containers.values() for i in host.instances.values()):
-            await asyncio.sleep(WITHDRAW_S)  # it still answers what it was given
-        revision = self._revisions.pop(name, None)
-        self._arrivals.pop(name, None)
-        if revision is None:
-            return
-        function = f"{revision.namespace}/{revision.name}"
-        if self._current.get(function) is revision:
-            del self._current[function]
-        path = self._path(revision)
-        if not any(self._path(other) == path for other in self._revisions.values()):
-            await asyncio.to_thread(remove, path)
+    async def _sweep(self) -> None:
+        """Remove the packages of withdrawn revisions that nothing runs any more."""
+        in_use = {i.revision.id for host in self._containers.values() for i in host.instances.values()}
+        for name in [name for name in self._withdrawn if name not in in_use]:
+            self._withdrawn.discard(name)
+            self._arrivals.pop(name, None)
+            revision = self._revisions.pop(name, None)
+            if revision is None:
+                continue
+            path = self._path(revision)
+            if not any(self._path(other) == path for other in self._revisions.values()):
+                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
     # ---- tasks of a deployment -----------------------------------------------------------------------------
 
@@ -259,32 +262,31 @@ class LocalAgent:
         else:
             self._report(base.Measured(token=command.token, profile=profile))
 
-    # ---- memory --------------------------------------------------------------------------------------------
+    # ---- once a second -------------------------------------------------------------------------------------
 
-    async def _sample_forever(self) -> None:
+    async def _every_second(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            await self._sample()
+            await self._sweep()
+
+    async def _sample(self) -> None:
         """smaps_rollup takes 10-16 ms at 1 GB: in a thread, never on the request path, at most once a second
         and only where something loaded or ran since."""
-        while True:
-            await asyncio.sleep(SAMPLE_S)
-            for host in list(self._containers.values()):
-                if host.touched:
-                    host.touched = False
-                    with suppress(OSError):
-                        usage = await asyncio.to_thread(host.usage)
-                        known = {name: size for name, size in usage.instances.items() if name in host.instances}
-                        if known:
-                            self._report(events.MemorySampled(container=host.id, instances=known))
+        for host in [host for host in self._containers.values() if host.touched]:
+            host.touched = False
+            with suppress(OSError):
+                usage = await asyncio.to_thread(host.usage)
+                known = {name: size for name, size in usage.instances.items() if name in host.instances}
+                if known:
+                    self._report(events.MemorySampled(container=host.id, instances=known))
 
     async def aclose(self) -> None:
         self._closing = True
-        if self._sampler is not None:
-            self._sampler.cancel()
+        if self._ticking is not None:
+            self._ticking.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(host.close("the node is closing") for host in list(self._containers.values())))
         await self.sandbox.aclose()
-
-
-def remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)

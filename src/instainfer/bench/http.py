@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 READ = 1 << 16
+REST_S = 2.0  # servers close connections that rest for some seconds: uvicorn after 5
 
 
 class Reply(NamedTuple):
@@ -66,31 +67,51 @@ def _value(head: bytes, name: bytes) -> bytes:
 
 
 class Caller:
-    """One kept connection, blocking: the time of single calls between which other things are done."""
+    """One client, blocking: the time of single calls between which other things are done."""
 
     def __init__(
         self, url: str, body: bytes, content_type: str = "application/json", timeout_s: float = 120.0
     ) -> None:
         host, port, self._request = render(url, body, content_type)
-        self._socket = socket.create_connection((host, port), timeout=timeout_s)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._where = host, port
+        self._timeout_s = timeout_s
+        self._socket: socket.socket | None = None
+        self._used = 0.0
 
     def call(self) -> tuple[float, Reply]:
-        """Seconds from the first byte sent to the last received. Raises OSError or ValueError."""
+        """Seconds from the first byte sent to the last received, and the answer. A connection is made before
+        the time is taken, if there is none or it has rested so long that the server may be about to close it.
+        Raises OSError or ValueError."""
+        if self._socket is None or time.monotonic() - self._used > REST_S:
+            self._connect()
+        connection = self._socket
+        assert connection is not None
         data = b""
         began = time.perf_counter()
-        self._socket.sendall(self._request)
+        connection.sendall(self._request)
         while True:
-            got = self._socket.recv(READ)
+            got = connection.recv(READ)
             if not got:
                 raise ConnectionError("the server closed the connection")
             data += got
             reply = parse(data)
             if reply is not None:
-                return time.perf_counter() - began, reply
+                taken = time.perf_counter() - began
+                self._used = time.monotonic()
+                return taken, reply
+
+    def _connect(self) -> None:
+        self.close()
+        self._socket = socket.create_connection(self._where, timeout=self._timeout_s)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self.close()

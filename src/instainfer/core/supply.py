@@ -6,6 +6,8 @@ A request waits where it is expected to finish first: for an instance that runs,
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from instainfer.core import containers, dispatch
 from instainfer.core.actions import SetTimer, Why
 from instainfer.core.state import Container, FunctionState, Instance, State
@@ -131,7 +133,8 @@ def make_room(state: State, function: FunctionState) -> None:
         if short <= 0:
             return  # enough is on its way
         alive = [container for container in there if container.state == "ready"]
-        quiet = [state.view(container) for container in alive if container.quiet]
+        # A container in the middle of a pre-load is as good a victim as an idle one.
+        quiet = [replace(state.view(container), idle=True) for container in alive if container.quiet]
         for victim in state.keep_alive.victims(
             quiet, short, state.now, alive=[state.view(container) for container in alive]
         ):

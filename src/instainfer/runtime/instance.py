@@ -11,6 +11,7 @@ import atexit
 import faulthandler
 import os
 import signal
+import stat
 import sys
 import time
 from _thread import allocate_lock
@@ -47,8 +48,25 @@ def main(fd: int) -> NoReturn:
     os._exit(0)
 
 
+def _own_scratch() -> None:
+    """Make HOME a directory that is this uid's alone. Where a co-resident got there first (anyone may write to
+    /tmp), take another name instead of its directory."""
+    home = os.environ.get("HOME", "")
+    if not home.startswith("/tmp/"):
+        return
+    try:
+        os.mkdir(home, 0o700)
+    except FileExistsError:
+        found = os.lstat(home)
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            home = home + "-" + os.urandom(8).hex()
+            os.mkdir(home, 0o700)
+            os.environ["HOME"] = os.environ["TMPDIR"] = home
+
+
 def _prepare(spec: dict) -> None:
     """Make the process look as if `python <entry>` had been started in the package."""
+    _own_scratch()
     package, entry = spec["package"], spec["entry"]
     if spec["style"] != styles.SCRIPT:
         entry = entry.partition(":")[0].replace(".", "/") + ".py"

@@ -82,7 +82,8 @@ class Container(Protocol):
     def doors(self, instance: str, *, limit: int) -> list[int]:
         """Open files into each of which the child that is about to become the instance writes "0" and so
         moves itself under the instance's own cgroup: hand them to `ManagerLink.spawn`, which closes them.
-        An optimisation only (on cgroup v1 30 µs instead of 15-25 ms): `attach` decides. May be empty."""
+        An optimisation only (on cgroup v1 30 µs instead of 15-25 ms): `attach` decides. May be empty. Where the
+        spawn fails, `detach` undoes it."""
         ...
 
     def attach(self, instance: str, pid: int, *, limit: int) -> None:

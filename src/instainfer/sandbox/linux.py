@@ -88,7 +88,10 @@ class LinuxSandbox:
             raise Unavailable("the sandbox was not started")
         if spec.id in self._containers:
             raise Unavailable(f"container {spec.id} exists")
-        if self._launcher is None or self._launcher.lost:
+        if self._launcher is not None and self._launcher.lost:
+            await self._launcher.aclose()
+            self._launcher = None
+        if self._launcher is None:
             self._launcher = _LauncherLink(self._python)
         ours, theirs = control_pair()
         try:

@@ -120,7 +120,15 @@ class _Room:
         self.enter()
 
     def takes(self, option: _Option) -> bool:
-        return option.name not in self.present and (not option.mounts or self.mounts.issuperset(option.mounts))
+        return option.name not in self.present and self.admits(option)
+
+    def admits(self, option: _Option) -> bool:
+        bin = self.bin
+        return (
+            bin.namespace == option.namespace
+            and (not bin.own or bin.own == option.name)
+            and (not option.mounts or self.mounts.issuperset(option.mounts))
+        )
 
     def victims(self, short: int, limit: float, spared: str) -> list[Held] | None:
         """Held items that free `short` bytes and are worth less than `limit` together, or None."""
@@ -130,8 +138,8 @@ class _Room:
         chosen: list[Held] = []
         single: Held | None = None
         for held in self.held:
-            if held.function == spared:
-                continue
+            if held.function == spared and held.level:
+                continue  # what is to be raised cannot give way
             if held.bytes >= short and (single is None or held.value < single.value):
                 single = held
             if freed < short:
@@ -178,8 +186,9 @@ class _Pass:
             room = _Room(bin, len(self.rooms), pool, bin.free, held, present, frozenset(bin.mounts))
             self.rooms.append(room)
             room.enter()
+            beyond = {one.function for one in held if one.level > Level.IMPORTED}.union(bin.fixed)
             for one in held:
-                if one.level == Level.IMPORTED:
+                if one.level == Level.IMPORTED and one.function not in beyond:
                     self.raisable.setdefault(one.function, []).append((room, one))
 
     def run(self, options: list[_Option], by_value: bool) -> list[Assignment]:
@@ -235,8 +244,8 @@ class _Pass:
         """Where it is, if room can be had; the first such container by id."""
         whole = option.part_weight + option.more_weight
         for room, held in self.raisable[option.name]:
-            if held not in room.held:
-                continue  # gave way to something better
+            if held not in room.held or not room.admits(option):
+                continue  # gave way to something better, or what it needs has changed since
             weight = max(whole - held.bytes, 0)
             victims = room.victims(weight - room.free, option.more_value / self.price, option.name)
             if victims is not None:

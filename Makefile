@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make demo` shows the main job, `make test` checks it all.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: setup demo test fast lint bench docs clean lock
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: setup
+	$(BIN)/instainfer demo
+
+test: setup lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+fast: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/instainfer bench overhead
+	$(BIN)/instainfer bench starts
+
+docs: setup
+	$(BIN)/python -m instainfer.core.lifecycle > docs/lifecycles.md
+
+lock: setup
+	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

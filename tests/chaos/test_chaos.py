@@ -1,0 +1,184 @@
+"""Kill parts of a loaded server at random: nobody hangs, nobody gets a wrong answer, nothing is left behind.
+
+Runs for CHAOS_SECONDS (30 by default; before a release run it with 300) from the seed CHAOS_SEED (random by
+default). Both are printed: `CHAOS_SEED=… CHAOS_SECONDS=300 pytest -s tests/chaos` deals the same blows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.live.server_helpers import SANDBOX, Server, alive, kill
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "30"))
+SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(1 << 32)))
+CLIENTS = 8
+TIMEOUT_S = 3.0  # of a function
+LOAD_S = 5.0
+QUEUE_S = 10.0
+#: A request waits, loads and runs within this, whatever happens to it; what lasts longer hangs.
+LIMIT_S = QUEUE_S + LOAD_S + TIMEOUT_S + 12.0
+SERVER_EVERY_S = 20.0
+STATUSES = {200, 502, 503, 504}
+
+FUNCTIONS = {
+    "echo": "def handler(event):\n    return event\n",
+    "slow": "import time\n\ndef handler(event):\n    time.sleep(0.15)\n    return event\n",
+    "loads": "import time\ntime.sleep(0.4)\n\ndef handler(event):\n    return event\n",
+    "crash": "import os\n\ndef handler(event):\n    if event['n'] % 5 == 0: os.abort()\n    return event\n",
+    "stuck": "def handler(event):\n    while event['n'] % 20 == 0: pass\n    return event\n",
+}
+MEMORY = {"echo": "128MB", "slow": "48MB", "loads": "48MB", "crash": "48MB", "stuck": "48MB"}
+
+
+class Load:
+    """Threads that call functions until told to stop, and what they were answered."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._client, args=(n,), daemon=True) for n in range(CLIENTS)]
+        self.tally: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.hanging: dict[int, tuple[str, float]] = {}
+        self.longest = 0.0
+        self.activations: Counter[str] = Counter()
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(LIMIT_S + 10)
+        assert not [thread for thread in self._threads if thread.is_alive()], f"requests hang: {self.hanging}"
+
+    def _client(self, number: int) -> None:
+        rng = random.Random(f"{SEED}-{number}")
+        sent = 0
+        with httpx.Client(timeout=LIMIT_S + 5, trust_env=False) as http:
+            while not self._stop.is_set():
+                url = self._server.url
+                if not url:
+                    self._stop.wait(0.02)  # it is down and about to be started again
+                    continue
+                sent += 1
+                name = rng.choice(sorted(FUNCTIONS))
+                nonce = {"client": number, "n": sent, "nonce": rng.getrandbits(64)}
+                self.hanging[number] = (name, time.monotonic())
+                try:
+                    outcome = self._call(http, f"{url}/f/chaos/{name}", name, nonce)
+                except httpx.ReadTimeout:
+                    outcome = f"{name}: hung"
+                    self._complain(f"{name} {nonce}: no answer in {LIMIT_S + 5} s")
+                except httpx.TransportError:
+                    outcome = "server: connection lost"
+                name, began = self.hanging.pop(number)
+                with self._lock:
+                    self.tally[outcome] += 1
+                    self.longest = max(self.longest, time.monotonic() - began)
+
+    def _call(self, http: httpx.Client, url: str, name: str, nonce: dict[str, int]) -> str:
+        response = http.post(url, json=nonce)
+        activation = response.headers.get("x-instainfer-activation", "")
+        with self._lock:
+            self.activations[activation] += bool(activation)
+        if response.status_code == 200:
+            if response.json() != nonce:
+                self._complain(f"{name} {nonce}: answered {response.text[:200]}")
+            return f"{name}: {response.headers['x-instainfer-start']}"
+        if response.status_code not in STATUSES:
+            self._complain(f"{name} {nonce}: {response.status_code} {response.text[:300]}")
+            return f"{name}: status {response.status_code}"
+        kind = str(json.loads(response.content)["type"]).rpartition(":")[2]
+        if name in ("echo", "slow", "loads") and kind not in ("instance_crashed", "unavailable", "overloaded"):
+            self._complain(f"{name} {nonce}: {response.text[:300]}")
+        return f"{name}: {kind}"
+
+    def _complain(self, text: str) -> None:
+        with self._lock:
+            self.wrong.append(text)
+
+
+def blows(rng: random.Random) -> Iterator[tuple[float, str]]:
+    """(seconds to wait, whom to kill), for ever."""
+    since = 0.0
+    while True:
+        pause = rng.uniform(0.1, 1.2)
+        since += pause
+        if since >= SERVER_EVERY_S:
+            since = 0.0
+            yield pause, "server"
+        else:
+            yield pause, rng.choice(["instance", "instance", "instance", "manager"])
+
+
+def strike(server: Server, rng: random.Random, target: str) -> str:
+    """Kill -9 one of them; what was hit."""
+    if target == "server":
+        server.kill()
+        server.start()
+        return target
+    processes = server.named("boot.py" if target == "instance" else "manager.py")
+    if not processes:
+        return "nobody"
+    victim = rng.choice(sorted(processes, key=lambda process: process.pid))
+    kill(victim)
+    return target
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 180)
+def test_chaos(tmp_path: Path) -> None:
+    print(f"\nCHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS:g} ({SANDBOX} sandbox)")
+    rng = random.Random(SEED)
+    hits: Counter[str] = Counter()
+    limits = {
+        "INSTAINFER_LIMITS__LOAD_S": f"{LOAD_S:g}",
+        "INSTAINFER_LIMITS__QUEUE_S": f"{QUEUE_S:g}",
+        "INSTAINFER_NODE__LOAD_SLOTS": "2",
+    }
+    # room for about half of the functions' containers: they are evicted, and live as guests of each other
+    with Server(tmp_path, "--memory", "240MB", variables=limits) as server:
+        for name, source in FUNCTIONS.items():
+            server.deploy("chaos", name, source, memory=MEMORY[name], timeout=f"{TIMEOUT_S:g}s")
+        load = Load(server)
+        load.start()
+        end = time.monotonic() + SECONDS
+        try:
+            for pause, target in blows(rng):
+                threading.Event().wait(pause)  # the blows are dealt over time: that is the experiment
+                if time.monotonic() > end:
+                    break
+                hits[strike(server, rng, target)] += 1
+        finally:
+            load.stop()
+        for name in FUNCTIONS:
+            answers = [server.call("chaos", name, {"n": 1}).status_code for _ in range(2)]
+            assert answers[-1] == 200, f"{name} does not come back: {answers}"
+        assert server.http.get("/healthz").status_code == 200
+        kept = Counter(one["id"] for one in server.client.activations(namespace="chaos", limit=2000))
+        parts = [process for process in server.family() if alive(process)]
+    total = sum(load.tally.values())
+    print(f"{total} requests, the longest {load.longest:.1f} s; killed: {dict(sorted(hits.items()))}")
+    for outcome, count in sorted(load.tally.items()):
+        print(f"{count:7d}  {outcome}")
+    assert load.wrong == []
+    assert load.longest < LIMIT_S
+    assert max(load.activations.values()) == 1, "a request was answered twice"
+    assert not kept or max(kept.values()) == 1
+    assert not [process for process in parts if alive(process)]
+    assert server.errors().count("Traceback") == 0, server.errors()[-4000:]
+    assert sum(count for outcome, count in load.tally.items() if outcome.startswith("echo: ")) > 0

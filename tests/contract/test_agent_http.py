@@ -1,0 +1,428 @@
+"""What only the HTTP agent has to do: nothing lost, nothing doubled, whatever becomes of its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from instainfer import wire
+from instainfer.agent.base import Answered, Command, Deliver, Progress, Report, Sink, Withdraw
+from instainfer.agent.http_client import HttpAgent
+from instainfer.agent.http_connection import Address, Connection
+from instainfer.agent.http_server import AgentServer, serving
+from instainfer.core import events
+from instainfer.core.events import NodeJoined, NodeLost
+from instainfer.errors import BadInput, BadSettings, Unavailable
+from tests.contract.agent_helpers import KEY, PATIENCE_S, Proxy, Reports, world
+
+Scenario = Callable[[], Awaitable[None]]
+
+
+class Recorder:
+    """An agent that remembers its commands and reports what it is told to."""
+
+    node = "n1"
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        self.starts = 0
+        self.ends = 0
+        self.came = asyncio.Event()
+        self.report: Sink = lambda report: None
+
+    async def start(self, sink: Sink) -> NodeJoined:
+        self.starts += 1
+        self.report = sink
+        return NodeJoined(node=self.node, memory=1)
+
+    def send(self, command: Command) -> None:
+        self.commands.append(command)
+        self.came.set()
+
+    async def aclose(self) -> None:
+        self.ends += 1
+        self.report(events.ContainerLost(container=f"c{self.ends}"))
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.commands) < count:
+                self.came.clear()
+                await self.came.wait()
+
+    def say(self, *tokens: int) -> None:
+        for token in tokens:
+            self.report(Progress(token=token, message="m"))
+
+
+def withdraw(*names: str) -> list[Command]:
+    return [Withdraw(revision=name) for name in names]
+
+
+class Client:
+    """A controller that speaks the protocol by hand."""
+
+    def __init__(self, url: str, session: str = "s1") -> None:
+        self._address = Address(url, KEY)
+        self._session = session
+
+    async def post(self, batch: int, commands: list[Command], after: int = 0, body: bytes | None = None) -> int:
+        line = await Connection.open(self._address)
+        target = f"/agent/commands?session={self._session}&batch={batch}&after={after}"
+        data = b"".join(map(wire.encode, commands)) if body is None else body
+        try:
+            status, _ = await line.request("POST", target, [data])
+        finally:
+            line.close()
+        return status
+
+    async def read(self, after: int, until: Callable[[list[Any]], bool] = bool) -> tuple[int, list[Any]]:
+        """Status and the reports after a number, as soon as `until` says that they are enough."""
+        decoder: wire.Decoder[Report | NodeJoined] = wire.Decoder(Report | NodeJoined)
+        got: list[Any] = []
+        enough = asyncio.Event()
+
+        def heard(data: bytes) -> None:
+            got.extend(decoder.feed(data))
+            if until(got):
+                enough.set()
+
+        line = await Connection.open(self._address)
+        target = f"/agent/reports?session={self._session}&after={after}"
+        asked = asyncio.create_task(line.request("GET", target, on_body=heard))
+        waiting = asyncio.create_task(enough.wait())
+        done, _ = await asyncio.wait({asked, waiting}, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        assert done
+        waiting.cancel()
+        asked.cancel()
+        line.close()
+        return (asked.result()[0] if asked in done else 200), got
+
+
+def tokens(reports: list[Any]) -> list[int]:
+    return [report.token for report in reports if isinstance(report, Progress)]
+
+
+# ---- the protocol, by hand
+
+
+def test_a_batch_that_comes_twice_is_carried_out_once() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            client = Client(url)
+            assert await client.post(1, withdraw("early")) == 409  # nobody has joined
+            await client.read(0)
+            assert await client.post(1, withdraw("a", "b")) == 204
+            assert await client.post(1, withdraw("a", "b")) == 204
+            assert await client.post(2, withdraw("c")) == 204
+            assert await client.post(1, withdraw("a", "b")) == 204
+            assert await client.post(4, withdraw("d")) == 409  # one is missing
+        assert agent.commands == withdraw("a", "b", "c")
+
+    asyncio.run(main())
+
+
+def test_a_batch_is_carried_out_whole_or_not_at_all() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            client = Client(url)
+            await client.read(0)
+            good = wire.encode(Withdraw(revision="a"))
+            for bad in (good[:-1], b"\xff" * 8, wire.HEAD.pack(1) + b"\xc1", wire.encode(NodeLost(node="x"))):
+                assert await client.post(1, [], body=good + bad) == 400
+            assert not agent.commands
+            assert await client.post(1, withdraw("a")) == 204
+        assert agent.commands == withdraw("a")
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_comes_back_goes_on_where_it_was() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            client = Client(url)
+            _, [joined] = await client.read(0)
+            assert joined == NodeJoined(node="n1", memory=1)
+            agent.say(1, 2, 3)
+            assert tokens((await client.read(1, lambda got: len(got) == 3))[1]) == [1, 2, 3]
+            agent.say(4)  # while nobody reads
+            assert tokens((await client.read(3, lambda got: len(got) == 2))[1]) == [3, 4]
+            assert await client.post(1, [], after=4) == 204
+            status, got = await client.read(4)
+            assert (status, tokens(got)) == (200, [4])
+            assert (await client.read(3))[0] == 409  # it had said that it had them
+            assert (await client.read(9))[0] == 409  # there never was a ninth
+        assert agent.starts == 1
+
+    asyncio.run(main())
+
+
+def test_a_new_reader_takes_over() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            client = Client(url)
+            reads = asyncio.Event()
+
+            def for_good(got: list[Any]) -> bool:
+                reads.set()
+                return False
+
+            first = asyncio.create_task(client.read(0, for_good))
+            await asyncio.wait_for(reads.wait(), PATIENCE_S)
+            await client.read(0)
+            status, got = await asyncio.wait_for(first, PATIENCE_S)  # its stream has ended
+            assert status == 200
+            assert got == [NodeJoined(node="n1", memory=1)]
+
+    asyncio.run(main())
+
+
+def test_what_nobody_takes_is_kept_up_to_a_bound() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY, kept=1000) as url:
+            client = Client(url)
+            await client.read(0)
+            agent.report(Progress(token=1, message="x" * 400))
+            assert tokens((await client.read(1))[1]) == [1]
+            agent.report(Progress(token=2, message="x" * 5000))
+            assert (await client.read(1))[0] == 409
+            assert await client.post(1, withdraw("a")) == 409
+            _, [joined] = await Client(url, "s2").read(0)
+            assert isinstance(joined, NodeJoined)
+        assert not agent.commands
+        assert (agent.starts, agent.ends) == (2, 2)
+
+    asyncio.run(main())
+
+
+def test_another_controller_ends_what_runs_and_shuts_the_first_one_out() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            first, second = Client(url), Client(url, "s2")
+            await first.read(0)
+            stale = agent.report
+            _, [joined] = await second.read(0)
+            assert isinstance(joined, NodeJoined)
+            assert agent.ends == 1
+            assert await first.post(1, withdraw("a")) == 409
+            assert (await first.read(1))[0] == 409
+            stale(Progress(token=1, message="of what was ended"))
+            agent.say(2)
+            assert tokens((await second.read(1))[1]) == [2]
+        assert not agent.commands
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("key", ["", "wrong", KEY + "x"])
+def test_nothing_without_the_key(key: str) -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url, httpx.AsyncClient(base_url=url) as http:
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            for method, path in (
+                ("GET", "/agent/reports?session=s&after=0"),
+                ("POST", "/agent/commands?session=s&batch=1&after=0"),
+                ("POST", "/agent/close?session=s"),
+                ("GET", "/"),
+            ):
+                answer = await http.request(method, path, headers=headers)
+                assert answer.status_code == 401
+                assert answer.json()["type"] == "urn:instainfer:error:not_allowed"
+            with pytest.raises(Unavailable, match="key"):
+                await HttpAgent("n1", url, key).start(Reports())
+        assert agent.starts == 0
+
+    asyncio.run(main())
+
+
+def test_bad_questions_are_refused() -> None:
+    async def main() -> None:
+        async with serving(Recorder(), "127.0.0.1", 0, KEY) as url, httpx.AsyncClient(base_url=url) as http:
+            http.headers["authorization"] = f"Bearer {KEY}"
+            assert (await http.get("/agent/reports")).status_code == 400
+            assert (await http.get("/agent/reports?session=s&after=-1")).status_code == 400
+            assert (await http.get("/agent/reports?session=s")).status_code == 400
+            assert (await http.get("/agent/commands?session=s")).status_code == 404
+
+    asyncio.run(main())
+
+
+def test_settings_that_cannot_work() -> None:
+    with pytest.raises(BadSettings):
+        AgentServer(Recorder(), "")
+    for url in ("n1:3000", "ftp://n1", "http://"):
+        with pytest.raises(BadSettings):
+            HttpAgent("n1", url, KEY)
+
+
+def test_messages_survive_any_cut() -> None:
+    messages = [Progress(token=n, message="x" * n) for n in range(20)]
+    data = b"".join((wire.BEAT, *map(wire.encode, messages), wire.BEAT))
+    for step in (1, 3, 7, len(data)):
+        decoder: wire.Decoder[Report] = wire.Decoder(Report)
+        got = [m for at in range(0, len(data), step) for m in decoder.feed(data[at : at + step])]
+        assert got == messages
+        assert decoder.whole
+    with pytest.raises(BadInput, match="over"):
+        wire.Decoder[Report](Report, largest=10).feed(wire.HEAD.pack(11))
+
+
+# ---- the client
+
+
+async def joined(agent: Recorder, url: str, lost_s: float = 10.0) -> tuple[HttpAgent, Reports]:
+    remote, reports = HttpAgent("n1", url, KEY, lost_s=lost_s), Reports()
+    assert await remote.start(reports) == NodeJoined(node="n1", memory=1)
+    return remote, reports
+
+
+def test_cut_connections_lose_and_double_nothing() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            proxy = Proxy("127.0.0.1", int(url.rpartition(":")[2]))
+            await proxy.start()
+            remote, reports = await joined(agent, proxy.url)
+            rounds, each = 12, 40
+            for n in range(rounds):
+                for k in range(each):
+                    remote.send(Withdraw(revision=f"{n}.{k}"))
+                    agent.say(n * each + k)
+                if n % 3 == 0:
+                    remote.send(Deliver(revision=f"big {n}", package=bytes(3 << 20)))
+                await asyncio.sleep(0)  # the batch goes out …
+                proxy.cut()  # … and is cut somewhere on its way
+                await agent.until((n + 1) * each + n // 3 + 1)
+                await reports.until(Progress, token=n * each + each - 1)
+            names = [c.revision for c in agent.commands if isinstance(c, Withdraw)]
+            assert names == [f"{n}.{k}" for n in range(rounds) for k in range(each)]
+            assert tokens(reports.seen) == list(range(rounds * each))
+            assert proxy.carried > rounds
+            await remote.aclose()
+            proxy.refuse()
+        assert not reports.all(NodeLost)
+        assert agent.starts == 1
+
+    asyncio.run(main())
+
+
+def test_a_node_out_of_reach_is_lost_once_and_can_be_joined_anew() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            proxy = Proxy("127.0.0.1", int(url.rpartition(":")[2]))
+            await proxy.start()
+            remote, reports = await joined(agent, proxy.url, lost_s=0.3)
+            proxy.refuse()
+            remote.send(Withdraw(revision="a"))
+            assert (await reports.until(NodeLost)).node == "n1"
+            remote.send(Withdraw(revision="b"))
+            await remote.aclose()
+            assert reports.seen == [NodeLost(node="n1")]
+            again, fresh = await joined(agent, url)
+            again.send(Withdraw(revision="c"))
+            await agent.until(1)
+            agent.say(1)
+            await fresh.until(Progress, token=1)
+            await again.aclose()
+        assert agent.commands == withdraw("c")
+        assert agent.starts == 2
+
+    asyncio.run(main())
+
+
+def test_a_node_that_stops_or_is_taken_is_lost_at_once() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            first, reports = await joined(agent, url, lost_s=1e6)
+            second, others = await joined(agent, url, lost_s=1e6)
+            await reports.until(NodeLost)
+        await others.until(events.ContainerLost)
+        await others.until(NodeLost)
+        await first.aclose()
+        await second.aclose()
+
+    asyncio.run(main())
+
+
+def test_what_was_taken_is_not_kept_even_when_there_are_no_commands() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY, kept=8 << 20) as url:
+            remote, reports = await joined(agent, url)
+            for n in range(20):
+                agent.report(Progress(token=n, message="x" * (1 << 20)))
+                await reports.until(Progress, token=n)
+                remote.send(Withdraw(revision=str(n)))
+                await agent.until(n + 1)
+            for n in range(20, 60):  # no commands any more
+                agent.report(Progress(token=n, message="x" * (1 << 18)))
+                await reports.until(Progress, token=n)
+            assert not reports.all(NodeLost)
+            await remote.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_not_there_or_another_cannot_be_joined() -> None:
+    async def main() -> None:
+        async with serving(Recorder(), "127.0.0.1", 0, KEY) as url:
+            with pytest.raises(Unavailable, match="n1"):
+                await HttpAgent("n2", url, KEY).start(Reports())
+        with pytest.raises(Unavailable, match="cannot be joined") as caught:
+            await HttpAgent("n1", url, KEY, lost_s=0.2).start(Reports())
+        assert "running" in caught.value.hint
+
+    asyncio.run(main())
+
+
+def test_a_sink_that_raises_loses_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            reports = Reports()
+
+            def sink(report: Report) -> None:
+                if isinstance(report, Progress) and report.token == 2:
+                    raise RuntimeError("a fault of the controller")
+                reports(report)
+
+            remote = HttpAgent("n1", url, KEY)
+            await remote.start(sink)
+            agent.say(1, 2, 3)
+            await reports.until(Progress, token=3)
+            assert tokens(reports.seen) == [1, 3]
+            await remote.aclose()
+
+    asyncio.run(main())
+    assert "a fault of the controller" in caplog.text
+
+
+@pytest.mark.slow
+def test_cuts_in_the_middle_of_real_invocations(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world("http", "process", tmp_path) as w:
+            await w.opened()
+            for _ in range(10):
+                requests = [w.invoke("i1", {"n": n}) for n in range(30)]
+                await w.until(Answered, request=requests[3])
+                w.proxy.cut()
+                await w.until(Answered, request=requests[-1])
+            answered = w.reports.all(Answered)
+            assert [report.request for report in answered] == list(range(1, 301))
+            assert [json.loads(report.body)["n"] for report in answered] == list(range(30)) * 10
+
+    asyncio.run(main())
