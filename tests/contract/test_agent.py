@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import get_args
 
 import msgspec
 import pytest
+import uvloop
 
 from instainfer.agent.base import (
     Answered,
@@ -55,7 +55,7 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Play:
             async with world(agent, sandbox, tmp_path) as made:
                 await scenario(made)
 
-        asyncio.run(main())
+        uvloop.run(main())  # what a server runs on
         assert not managers()
 
     return run

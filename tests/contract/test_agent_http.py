@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ from instainfer.core import events
 from instainfer.core.events import NodeJoined, NodeLost
 from instainfer.errors import BadInput, BadSettings, Unavailable
 from tests.contract.agent_helpers import KEY, PATIENCE_S, Proxy, Reports, world
-
-Scenario = Callable[[], Awaitable[None]]
 
 
 class Recorder:

@@ -32,13 +32,16 @@ def function(name: str = "ns/f", **changes: object) -> Function:
 
 
 def platform(
-    mode: str = "hazard", keep_alive: str = "pressure", *, queue_limit: int = 1000, **timed: float
+    mode: str = "hazard",
+    keep_alive: str = "pressure",
+    *,
+    queue_limit: int = 1000,
+    timed: dict[str, float] | None = None,
 ) -> Platform:
     chosen = registry.preload(mode)
     forecast = Forecast(registry.predictor(chosen.predictor))
-    return Platform(
-        State(forecast, registry.keep_alive(keep_alive, **(timed or {})), chosen.policy, queue_limit=queue_limit)
-    )
+    keeper = registry.keep_alive(keep_alive, **(timed or {}))
+    return Platform(State(forecast, keeper, chosen.policy, queue_limit=queue_limit))
 
 
 class World:

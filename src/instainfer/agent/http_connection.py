@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to an agent: the client's end of it, on bare transports.
 
-A general client costs more than the whole hop may: 100-byte requests in a row to the same server took 0.19 ms
-here and 0.95 ms with httpx.
+A general client costs more than the whole hop may: an empty POST to an agent in another process took 0.12 ms
+(median, uvloop, a busy machine of 2 cores), the same with httpx 1.3 ms.
 """
 
 from __future__ import annotations
