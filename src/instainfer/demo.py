@@ -27,6 +27,7 @@ from typing import Any
 from instainfer.client import Answer, Client
 from instainfer.errors import InstaInferError, Unavailable
 from instainfer.packing import pack
+from instainfer.picture import draw
 from instainfer.samples import example
 
 MODELS = ("magika", "ocr", "profanity")
@@ -41,9 +42,9 @@ def handler(event):
 """
 
 
-def run(json_path: Path | None = None) -> None:
-    """Print the story; write its rows to `json_path` ("-": standard output). Raises InstaInferError when a
-    step does not come about."""
+def run(json_path: Path | None = None, picture_path: Path | None = None) -> None:
+    """Print the story; write its rows to `json_path` ("-": standard output) and a picture of them (SVG) to
+    `picture_path`. Raises InstaInferError when a step does not come about."""
     from rich.console import Console
 
     console = Console(stderr=str(json_path) == "-")
@@ -70,6 +71,9 @@ def run(json_path: Path | None = None) -> None:
     _table(rows, reasons, console)
     left = _left_behind(home)
     console.print(f"stopped after {time.monotonic() - began:.0f} s; left behind: {', '.join(left) or 'nothing'}")
+    if picture_path is not None:
+        title = "One call of a real model: cold, pre-loaded, warm (end to end, log scale)"
+        picture_path.write_text(draw(rows, title))
     if json_path is not None:
         text = json.dumps({"version": 1, "command": "demo", "machine": machine, "rows": rows}, indent=2)
         if str(json_path) == "-":

@@ -348,3 +348,14 @@ def test_limits_follow_the_owner_and_guests_that_no_longer_fit_go() -> None:
     (container,) = w.state.containers.values()
     assert container.owner == "ns/small" and container.limit == 128 * MB
     assert [i.function.spec.name for i in container.instances.values()] == ["ns/small"]
+
+
+def test_offloaded_by_hand_stays_off_until_somebody_asks() -> None:
+    w = world("ns/f")
+    w.serve()
+    w.settle()
+    w.fed(ev.OffloadRequested(token=1, function="ns/f"))
+    w.settle()
+    assert not w.state.instances
+    w.serve()
+    assert w.state.instances

@@ -21,7 +21,11 @@ class Benchmark(StrEnum):
 
 
 @command("demo", example="instainfer demo --json demo.json")
-def demo(session: Session, json: Result = None) -> None:
+def demo(
+    session: Session,
+    json: Result = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the result as an SVG.")] = None,
+) -> None:
     """See the whole story in under three minutes.
 
     Deploys real models and calls each cold, preloaded and warm. Runs a server
@@ -29,7 +33,7 @@ def demo(session: Session, json: Result = None) -> None:
     """
     from instainfer import demo as story
 
-    story.run(json)
+    story.run(json, picture)
 
 
 @command("bench", example="instainfer bench overhead --json overhead.json")

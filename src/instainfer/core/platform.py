@@ -46,6 +46,7 @@ def request_arrived(state: State, event: ev.RequestArrived) -> None:
         state.out.append(Reject(request=event.request, code="not_found", reason=reason))
         return
     state.forecast.observe(event.function, state.now)
+    function.parked = False
     request = Request(event.request, function, state.now)
     state.requests[event.request] = request
     if not function.queue:
@@ -323,7 +324,9 @@ def expire(state: State, container: Container) -> None:
 
 
 def hint_received(state: State, event: ev.HintReceived) -> None:
-    if event.function in state.functions:
+    function = state.functions.get(event.function)
+    if function is not None:
+        function.parked = False
         state.forecast.hint(event.function, state.now + event.in_s, event.probability)
         state.ask_for_pass()
 

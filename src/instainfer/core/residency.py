@@ -73,6 +73,7 @@ def by_hand(state: State, token: int, name: str) -> None:
     if function.best_level() >= Level.LOADED:
         state.out.append(Answer(token=token, ok=True, message=f"{name} is loaded, or being loaded, already"))
         return
+    function.parked = False
     why = Why(rule="by hand", weight=function.expected_bytes(Level.LOADED))
     rooms = [
         c
@@ -97,10 +98,13 @@ def by_hand(state: State, token: int, name: str) -> None:
 
 
 def offload_by_hand(state: State, token: int, name: str) -> None:
+    """`offload NAME`: its idle instances end, and it is not pre-loaded again before a request, a hint or a
+    `preload` asks for it."""
     function = state.functions.get(name)
     if function is None:
         state.out.append(Answer(token=token, ok=False, message=f"no function {name}"))
         return
+    function.parked = not function.pinned
     idle = [instance for instance in function.instances.values() if instance.evictable]
     for instance in idle:
         containers.offload(state, instance, Why(rule="by hand"))

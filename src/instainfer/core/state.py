@@ -134,7 +134,7 @@ class Container(Lifecycle):
 
 class FunctionState:
     __slots__ = (
-        "blocked_until", "creating", "deleted", "failures", "instances", "latest", "pinned", "queue", "service_s",
+        "blocked_until", "creating", "deleted", "failures", "instances", "latest", "parked", "pinned", "queue", "service_s",
         "spec", "timer",
     )  # fmt: skip
 
@@ -146,6 +146,7 @@ class FunctionState:
         self.latest: Instance | None = None  # dispatched to last: the fast path looks here first
         self.service_s = spec.costs.warm_s  # moving average of inference
         self.pinned = False
+        self.parked = False  # off-loaded by hand: not pre-loaded again before somebody asks for it
         self.failures = 0
         self.blocked_until = 0.0
         self.deleted = False
@@ -279,7 +280,7 @@ class State:
                     imported_bytes=costs.imported_bytes,
                     loaded_bytes=costs.loaded_bytes,
                     ready=function.best_level(),
-                    blocked=function.blocked_until > self.now,
+                    blocked=function.parked or function.blocked_until > self.now,
                 )
             )
         return Snapshot(

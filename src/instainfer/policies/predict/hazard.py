@@ -39,7 +39,7 @@ _RENORMALISE = 1e9  # weights grow instead of all counts being decayed at each a
 #: value from 2 h to a day differs by less than 0.2 points of latency saved.
 _RATE_MEMORY_S = 6 * 3600.0
 #: Prior of the long-run rate: half an arrival in half an hour, so that one arrival suffices for a rate above
-#: zero and a pre-load into free memory. Insensitive: 10 min to 2 h differ by less than 0.2 points.
+#: zero and a pre-load into free memory. Insensitive: 10 min to 2 h differ by less than 0.4 points.
 _PRIOR_ARRIVALS = 0.5
 _PRIOR_S = 1800.0
 
