@@ -2,8 +2,8 @@
 
 The controller speaks to the pre-loading agent of a node only through `Agent`: commands go in with `send` (they
 never answer and never raise), everything that happens comes back through the sink that `start` was given. The
-in-process and the HTTP implementation pass the same contract suite; a command that names something unknown
-is answered by the report that says it is gone.
+in-process and the HTTP implementation pass the same contract suite. A command for an instance that has ended
+does nothing: its InstanceLost was reported, or will be.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from instainfer.agent.instance import InstanceHost, Output
 from instainfer.agent.link import Exit, ManagerLink, Spawned
 from instainfer.core import actions
 from instainfer.core.events import ContainerLost, InstanceFailed, InstanceLost
-from instainfer.errors import InstaInferError
+from instainfer.errors import InstaInferError, Unavailable
 from instainfer.model import Level
 from instainfer.sandbox.base import Container, Usage
 
@@ -48,7 +49,7 @@ class ContainerHost:
         self,
         container: Container,
         report: Sink,
-        revision: Callable[[str], tuple[Revision, Path] | None],
+        revision: Callable[[str], Awaitable[tuple[Revision, Path]]],
         ended: Callable[[str], None],
         *,
         apart: bool,
@@ -66,6 +67,7 @@ class ContainerHost:
         self._reasons: dict[str, tuple[str, str, int | None]] = {}  # why we ended an instance
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone = False
+        self._erasures = itertools.count()
         self.link = ManagerLink(container.control, on_lost=self._manager_lost)
 
     async def ready(self) -> None:
@@ -134,12 +136,11 @@ class ContainerHost:
             self.end(name, f"it could not be frozen: {error}", "instance_crashed", None)
 
     async def _load(self, work: actions.Load) -> None:
-        found = self._revision(work.revision)
-        if found is None:
-            reason = "its package was withdrawn from the node"
-            self._report(InstanceFailed(instance=work.instance, phase="extract", reason=reason))
+        try:
+            revision, package = await self._revision(work.revision)
+        except Unavailable as error:
+            self._report(InstanceFailed(instance=work.instance, phase="extract", reason=error.message))
             return
-        revision, package = found
         try:
             await self.spawn(work.instance, revision, package, work.level)
         except (OSError, InstaInferError) as error:
@@ -198,14 +199,17 @@ class ContainerHost:
     async def _erase(self, uid: int) -> None:
         """Delete what this uid left in the container's scratch: the next function must find none of it, and
         only the uid itself can look into its directories."""
-        name = f"erase-{uid}"
+        name = f"erase-{next(self._erasures)}"
         argv = ["/usr/bin/find", "/tmp", "/dev/shm", "-mindepth", "1", "-uid", str(uid), "-delete"]
         spawned = await self._start(name, argv=argv, env={}, cwd="/tmp", uid=uid, limit=ERASE_MEMORY)
         spawned.close()
-        async with asyncio.timeout(ERASE_S):
-            await asyncio.shield(self.link.exited(name))
-        self.link.forget(name)
-        await self.container.detach(name)
+        try:
+            async with asyncio.timeout(ERASE_S):
+                await asyncio.shield(self.link.exited(name))
+        finally:
+            self.container.kill(name)
+            self.link.forget(name)
+            await self.container.detach(name)
 
     def end(self, name: str, reason: str, code: str, request: int | None) -> None:
         """Kill it; InstanceLost follows when it is gone."""
@@ -229,7 +233,8 @@ class ContainerHost:
         if instance is None:
             return
         instance.close()
-        if self._apart and not self._gone:
+        shared = any(other.revision.number == instance.revision.number for other in self.instances.values())
+        if self._apart and not self._gone and not shared:
             with suppress(OSError, TimeoutError, InstaInferError):
                 await self._erase(FIRST_UID + instance.revision.number)
         if instance.failed:

@@ -211,7 +211,7 @@ class InstanceHost(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for kind, request, meta, body in self._decoder.feed(data):
-                self._frame(kind, request, meta, body)
+                self._frame(kind, request, {key: _text(value) for key, value in meta.items()}, body)
         except (ValueError, KeyError, TypeError) as error:
             self._expire(f"it broke the protocol: {error}", "instance_crashed", None)
 
@@ -292,6 +292,11 @@ class InstanceHost(asyncio.Protocol):
             return BadInput(error, function=function, phase=phase, hint=hint).problem()
         hint = f"`instainfer logs {self.revision.name}` shows what it printed"
         return InvocationFailed(error, function=function, phase=phase, detail=trace, hint=hint).problem()
+
+
+def _text(said: Any) -> Any:
+    """Text that can be sent on: JSON lets lone surrogates through, UTF-8 does not."""
+    return said.encode("utf-8", "replace").decode() if isinstance(said, str) else said
 
 
 def _sane(said: Any, elapsed: float) -> float:

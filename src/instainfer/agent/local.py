@@ -64,6 +64,7 @@ class LocalAgent:
 
     async def start(self, sink: base.Sink) -> events.NodeJoined:
         self._report = sink
+        self._closing = False
         self._loop = asyncio.get_running_loop()
         await self.sandbox.start()
         # Containers see the runtime read-only: without its bytecode every instance would compile it anew.
@@ -82,10 +83,13 @@ class LocalAgent:
             if host is not None:
                 host.submit(command)
         elif isinstance(command, actions.Load):
-            self._where[command.instance] = command.container
             host = self._containers.get(command.container)
             if host is not None:
+                self._where[command.instance] = command.container
                 host.submit(command)
+            else:
+                reason = f"container {command.container} is gone"
+                self._loop.call_soon(self._report, events.InstanceLost(instance=command.instance, reason=reason))
         elif isinstance(command, actions.ResizeContainer):
             host = self._containers.get(command.container)
             if host is not None:
@@ -129,7 +133,7 @@ class LocalAgent:
             return
         spec = self.spec(revision, command.container, command.limit, command.mounts)
         try:
-            host = await self.open(spec, self._report)
+            host = await self.open(spec, self._from_container)
         except (InstaInferError, OSError, TimeoutError) as error:
             reason = error.message if isinstance(error, InstaInferError) else str(error)
             self._report(events.ContainerLost(container=command.container, reason=f"no container: {reason}"))
@@ -163,6 +167,11 @@ class LocalAgent:
             raise
         return host
 
+    def _from_container(self, report: base.Report) -> None:
+        if isinstance(report, events.InstanceLost | events.InstanceFailed):
+            self._where.pop(report.instance, None)
+        self._report(report)
+
     def _forget(self, container: str) -> None:
         self._containers.pop(container, None)
         self._where = {i: c for i, c in self._where.items() if c != container}
@@ -176,11 +185,16 @@ class LocalAgent:
 
     # ---- packages ------------------------------------------------------------------------------------------
 
-    def revision(self, name: str) -> tuple[base.Revision, Path] | None:
-        """What is known of a revision and where its files are; None until they are here."""
+    async def revision(self, name: str) -> tuple[base.Revision, Path]:
+        """A revision and where its files are, once they are here. Raises Unavailable."""
         revision, arrival = self._revisions.get(name), self._arrivals.get(name)
-        if revision is None or arrival is None or not arrival.done() or arrival.exception() is not None:
-            return None
+        if revision is None or arrival is None:
+            raise Unavailable(f"{name} was never provided to node {self.node}, or withdrawn", phase="extract")
+        try:
+            async with asyncio.timeout(revision.load_timeout_s):
+                await asyncio.shield(arrival)
+        except TimeoutError:
+            raise Unavailable(f"the package of {name} did not come", phase="extract") from None
         return revision, self._path(revision)
 
     def _path(self, revision: base.Revision) -> Path:
@@ -193,7 +207,9 @@ class LocalAgent:
         self._withdrawn.discard(revision.id)
         self._revisions[revision.id] = revision
         self._current[f"{revision.namespace}/{revision.name}"] = revision
-        arrival = self._arrivals.setdefault(revision.id, self._loop.create_future())
+        arrival = self._arrivals.get(revision.id)
+        if arrival is None or (arrival.done() and arrival.exception() is not None):
+            arrival = self._arrivals[revision.id] = self._loop.create_future()
         if not arrival.done() and self._path(revision).is_dir():
             arrival.set_result(None)
         elif not arrival.done():
@@ -226,9 +242,15 @@ class LocalAgent:
             revision = self._revisions.pop(name, None)
             if revision is None:
                 continue
+            function = f"{revision.namespace}/{revision.name}"
+            if self._current.get(function) is revision:
+                del self._current[function]
             path = self._path(revision)
             if not any(self._path(other) == path for other in self._revisions.values()):
-                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+                gone = path.with_name(f".gone-{time.monotonic_ns()}-{path.name}")  # it may be provided meanwhile
+                with suppress(OSError):
+                    path.rename(gone)
+                await asyncio.to_thread(shutil.rmtree, gone, ignore_errors=True)
 
     # ---- tasks of a deployment -----------------------------------------------------------------------------
 
@@ -251,12 +273,8 @@ class LocalAgent:
             self._report(base.Progress(token=command.token, message=message))
 
         try:
-            arrival = self._arrivals.get(command.revision)
-            if arrival is None:
-                raise Unavailable(f"{command.revision} was never provided to node {self.node}", phase="package")
-            await asyncio.shield(arrival)
-            found = self._revisions[command.revision]
-            profile = await measure(self, found, self._path(found), f"m{command.token}", progress)
+            found, path = await self.revision(command.revision)
+            profile = await measure(self, found, path, f"m{command.token}", progress)
         except InstaInferError as error:
             self._report(base.TaskFailed(token=command.token, problem=error.problem()))
         else:
@@ -267,8 +285,11 @@ class LocalAgent:
     async def _every_second(self) -> None:
         while True:
             await asyncio.sleep(EVERY_S)
-            await self._sample()
-            await self._sweep()
+            try:
+                await self._sample()
+                await self._sweep()
+            except Exception:
+                log.exception("agent %s: looking after its containers failed", self.node)
 
     async def _sample(self) -> None:
         """smaps_rollup takes 10-16 ms at 1 GB: in a thread, never on the request path, at most once a second
@@ -288,5 +309,6 @@ class LocalAgent:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._environments.aclose()
         await asyncio.gather(*(host.close("the node is closing") for host in list(self._containers.values())))
         await self.sandbox.aclose()

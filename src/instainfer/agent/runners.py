@@ -148,7 +148,7 @@ class SandboxRunner:
                 )
                 spawned.sock.close()
                 for fd in (spawned.stdout_fd, spawned.stderr_fd):
-                    readers.append(asyncio.create_task(_read_lines(await _reader(fd), on_line)))
+                    readers.append(asyncio.create_task(_read_pipe(fd, on_line)))
                 ended = await asyncio.shield(link.exited("build"))
             await asyncio.wait(readers, timeout=_AFTER_S)
             if ended.signal is None and ended.code is None:
@@ -164,11 +164,16 @@ class SandboxRunner:
             await asyncio.gather(*readers, return_exceptions=True)
 
 
-async def _reader(fd: int) -> asyncio.StreamReader:
+async def _read_pipe(fd: int, on_line: Callable[[str], None]) -> None:
     reader = asyncio.StreamReader()
     pipe = os.fdopen(fd, "rb", buffering=0)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    return reader
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    try:
+        await _read_lines(reader, on_line)
+    finally:
+        transport.close()  # uvloop's does not close itself at the end
 
 
 async def _read_lines(reader: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:

@@ -134,8 +134,8 @@ class Container(Lifecycle):
 
 class FunctionState:
     __slots__ = (
-        "blocked_until", "creating", "deleted", "failures", "instances", "latest", "parked", "pinned", "queue", "service_s",
-        "spec", "timer",
+        "blocked_until", "creating", "deleted", "failures", "instances", "latest", "parked", "pinned", "queue",
+        "service_s", "spec", "timer",
     )  # fmt: skip
 
     def __init__(self, spec: Function) -> None:
