@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import secrets
 import time
 from collections import deque
@@ -17,67 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 from instainfer.agent import base as wire
+from instainfer.books import Books, Ticket
 from instainfer.clock import Clock
 from instainfer.core import actions as act
 from instainfer.core import events as ev
 from instainfer.core.platform import Platform
 from instainfer.errors import BY_CODE, InstaInferError, Unavailable, from_problem
 from instainfer.eventlog import EventLog
-from instainfer.model import Activation, FunctionSpec, Phases, StartKind
-from instainfer.observe import Gauge, Metrics
-from instainfer.store.base import LogLine
-from instainfer.store.writer import BatchWriter
-
-log = logging.getLogger(__name__)
+from instainfer.model import FunctionSpec
 
 FLUSH_S = 0.5
-
-
-class Ticket:
-    """One accepted request, until it is answered: `done(ticket)` is called exactly once, with `answer` or
-    `error` set."""
-
-    __slots__ = (
-        "activation", "answer", "arrived", "body", "container", "content_type", "dispatched", "done", "error",
-        "inference_s", "instance", "logs", "phases", "request", "spec", "start", "wall",
-    )  # fmt: skip
-
-    def __init__(
-        self, request: int, spec: FunctionSpec, content_type: str, body: bytes, done: Callable[[Ticket], None]
-    ) -> None:
-        self.request = request
-        self.spec = spec
-        self.content_type = content_type
-        self.body = body
-        self.done = done
-        self.activation = ""
-        self.arrived = 0.0
-        self.wall = 0.0
-        self.dispatched = 0.0
-        self.start = ""
-        self.instance = ""
-        self.container = ""
-        self.phases = Phases()
-        self.inference_s = 0.0
-        self.answer: tuple[str, bytes] | None = None  # content type, body
-        self.error: InstaInferError | None = None
-        self.logs: tuple[tuple[str, str], ...] = ()
-
-
-class Known:
-    """What the controller remembers of a live instance, to tell phases and what became of pre-loads."""
-
-    __slots__ = ("ahead", "bytes", "container", "function", "ready", "revision", "times", "used")
-
-    def __init__(self, container: str, function: str, revision: str, ahead: bool) -> None:
-        self.container = container
-        self.function = function
-        self.revision = revision
-        self.ahead = ahead
-        self.used = False
-        self.ready = 0.0
-        self.bytes = 0
-        self.times: tuple[tuple[str, float], ...] = ()  # (phase, seconds) of its load, in order
 
 
 class Controller:
@@ -87,22 +35,17 @@ class Controller:
         agents: list[wire.Agent],
         clock: Clock,
         events: EventLog,
-        writer: BatchWriter,
-        metrics: Metrics,
+        books: Books,
         *,
-        epoch: str,
         queue_s: float,
     ) -> None:
         self.platform = platform
-        self.metrics = metrics
-        self.epoch = epoch
+        self.books = books
         self.specs: dict[str, FunctionSpec] = {}  # by key: what requests are accepted for
-        self.observers: list[Callable[[float, ev.AnyEvent, list[act.AnyAction]], None]] = []
         self.nodes: dict[str, ev.NodeJoined] = {}
         self._agents = {agent.node: agent for agent in agents}
         self._clock = clock
         self._events = events
-        self._writer = writer
         self._queue_s = queue_s
         self._loop: asyncio.AbstractEventLoop
         self._tickets: dict[int, Ticket] = {}
@@ -112,8 +55,6 @@ class Controller:
         self._tasks: dict[int, tuple[Callable[[str], None], asyncio.Future[Any]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._node_of: dict[str, wire.Agent] = {}  # container -> its agent
-        self._known: dict[str, Known] = {}
-        self._created: dict[str, tuple[float, float]] = {}  # container -> (ready at, seconds)
         self._revisions: dict[str, FunctionSpec] = {}
         self._packages: Callable[[FunctionSpec], bytes]
         self._queue: deque[ev.AnyEvent] = deque()
@@ -130,7 +71,7 @@ class Controller:
         self._loop = asyncio.get_running_loop()
         self._packages = packages
         self._events.begin(self.platform.state, now=self._clock.now(), wall=self._clock.wall(), first=1)
-        self.metrics.gauges = self._gauges
+        self.books.metrics.gauges = lambda: self.books.gauges(self.platform.state)
         for agent in self._agents.values():
             joined = await agent.start(lambda report, agent=agent: self.report(agent, report))  # type: ignore[misc]
             self.nodes[agent.node] = joined
@@ -155,12 +96,24 @@ class Controller:
         self._events.close()
 
     def _flush(self) -> None:
+        self._give_up(self._clock.now() - self._queue_s)
         self._events.flush()
         if self._events.full:
             self._events.begin(
                 self.platform.state, now=self._clock.now(), wall=self._clock.wall(), first=self._last_request + 1
             )
         self._flusher = self._loop.call_later(FLUSH_S, self._flush)
+
+    def _give_up(self, before: float) -> None:
+        """Take back what waits since before then. Looked for here and there rather than with a timer for each,
+        which would keep every answered request that once waited for as long."""
+        overdue = []
+        for ticket in self._tickets.values():  # in order of arrival
+            if ticket.arrived > before:
+                break
+            overdue.append(ticket)
+        for ticket in overdue:
+            self.cancel(ticket, f"it waited {self._queue_s:g} s and no instance came free")
 
     def flush_events(self) -> None:
         self._events.flush()
@@ -177,9 +130,6 @@ class Controller:
         self._last_request = request
         self._tickets[request] = ticket
         self.feed(ev.RequestArrived(request=request, function=spec.key))
-        if not ticket.instance and request in self._tickets:
-            limit = self._queue_s
-            self._loop.call_later(limit, self.cancel, ticket, f"it waited {limit:g} s and no instance came free")
         return ticket
 
     def cancel(self, ticket: Ticket, reason: str) -> None:
@@ -248,10 +198,7 @@ class Controller:
                 event = self._queue.popleft()
                 now = self._clock.now()
                 self._events.append(now, event)
-                actions = self.platform.handle(event, now)
-                for observer in self.observers:
-                    observer(now, event, list(actions))
-                for action in actions:
+                for action in self.platform.handle(event, now):
                     self._act(action, now)
         finally:
             self._feeding = False
@@ -275,32 +222,19 @@ class Controller:
     def _command(self, action: act.AnyAction) -> None:
         if isinstance(action, act.CreateContainer):
             self._node_of[action.container] = self._agents[action.node]
-        elif isinstance(action, act.Load):
-            self._known[action.instance] = Known(action.container, action.function, action.revision, action.ahead)
-        elif isinstance(action, act.Raise):
-            self._known[action.instance].ahead = action.ahead
-        elif isinstance(action, act.Offload):
-            self._ended(action.instance, "evicted")
-        container: str = getattr(action, "container", "")
-        if not container and (known := self._known.get(getattr(action, "instance", ""))):
-            container = known.container
+        self.books.commanded(action)
+        container: str = getattr(action, "container", "") or self.books.container_of(
+            getattr(action, "instance", "")
+        )
         agent = self._node_of.get(container)
         if agent is not None:
             agent.send(action)  # type: ignore[arg-type] # only commands of an agent come here
 
     def _dispatch(self, action: act.Dispatch, now: float) -> None:
         ticket = self._tickets[action.request]
-        known = self._known[action.instance]
-        ticket.dispatched = now
-        ticket.start = action.start.value
-        ticket.instance = action.instance
-        ticket.container = known.container
-        if not known.used:
-            known.used = True
-            if known.ahead:
-                self.metrics.preloads["hit"] += 1
+        self.books.dispatched(ticket, action, now)
         body, ticket.body = ticket.body, b""
-        self._node_of[known.container].send(
+        self._node_of[ticket.container].send(
             wire.Invoke(
                 request=action.request,
                 instance=action.instance,
@@ -326,7 +260,7 @@ class Controller:
         if timer == "placement":
             started = time.perf_counter()
             self.feed(ev.TimerFired(timer=timer))
-            self.metrics.decision.observe(time.perf_counter() - started)
+            self.books.metrics.decision.observe(time.perf_counter() - started)
         else:
             self.feed(ev.TimerFired(timer=timer))
 
@@ -362,10 +296,10 @@ class Controller:
         if type(report) is wire.Answered:
             self._answered(report)
         elif isinstance(report, ev.Event):
-            self._learn(report)
-            self.feed(report)
+            self._event(report)
         elif isinstance(report, wire.Logged):
-            self._logged(report)
+            if (spec := self._revisions.get(report.revision)) is not None:
+                self.books.logged(report, spec.key)
         elif isinstance(report, wire.Missing):
             spec = self._revisions.get(report.revision)
             if spec is not None:
@@ -381,63 +315,16 @@ class Controller:
                 else:
                     task[1].set_result(report)
 
-    def _learn(self, event: ev.Event) -> None:
-        """What the core needs not know: for phases, and for what became of pre-loads."""
-        if isinstance(event, ev.InstanceReady):
-            known = self._known.get(event.instance)
-            if known is not None:
-                known.ready = self._clock.now()
-                known.times = (
-                    ("extract", event.start_s),
-                    ("imports", event.import_s),
-                    ("load", event.load_s),
-                    ("warmup", event.warmup_s),
-                )
-        elif isinstance(event, ev.ContainerReady):
-            self._created[event.container] = (self._clock.now(), event.seconds)
-        elif isinstance(event, ev.MemorySampled):
-            for name, size in event.instances.items():
-                if (known := self._known.get(name)) is not None:
-                    known.bytes = size
-        elif isinstance(event, ev.InstanceFailed | ev.InstanceLost):
-            self._ended(event.instance, "failed" if isinstance(event, ev.InstanceFailed) else "evicted")
-            self._loop.call_soon(self._known.pop, event.instance, None)
-            if event.reason and isinstance(event, ev.InstanceFailed):
-                self._failed_log(event.instance, f"[{event.phase} failed] {event.reason}\n")
-            elif isinstance(event, ev.InstanceLost) and event.instance in self.platform.state.instances:
-                state = self.platform.state.instances[event.instance].state
-                if state != "ending":
-                    self._failed_log(event.instance, f"[instance ended] {event.reason}\n")
-        elif isinstance(event, ev.ContainerLost):
-            self._created.pop(event.container, None)
-            for name in [n for n, k in self._known.items() if k.container == event.container]:
-                self._ended(name, "expired")
-                self._loop.call_soon(self._known.pop, name, None)
+    def _event(self, event: ev.Event) -> None:
+        if isinstance(event, ev.InstanceLost):
+            instance = self.platform.state.instances.get(event.instance)
+            self.books.learn(event, expected=instance is None or instance.state == "ending")
+        else:
+            self.books.learn(event)
+        self.feed(event)  # type: ignore[arg-type] # the events among an agent's reports are the core's
+        if isinstance(event, ev.ContainerLost):
             self._loop.call_soon(self._node_of.pop, event.container, None)
-
-    def _ended(self, instance: str, outcome: str) -> None:
-        known = self._known.get(instance)
-        if known is None or known.used or not known.ahead:
-            return
-        known.used = True  # told once
-        self.metrics.preloads[outcome] += 1
-        if known.ready:
-            self.metrics.wasted_byte_seconds += known.bytes * (self._clock.now() - known.ready)
-
-    def _failed_log(self, instance: str, text: str) -> None:
-        known = self._known.get(instance)
-        if known is not None:
-            self._writer.put(
-                LogLine(activation=f"load:{known.function}", stream="stderr", wall=self._clock.wall(), text=text)
-            )
-
-    def _logged(self, report: wire.Logged) -> None:
-        spec = self._revisions.get(report.revision)
-        if spec is None:
-            return
-        wall = self._clock.wall()
-        for stream, text in report.logs:
-            self._writer.put(LogLine(activation=f"load:{spec.key}", stream=stream, wall=wall, text=text))
+        self._loop.call_soon(self.books.forget, event)
 
     def _answered(self, report: wire.Answered) -> None:
         ticket = self._tickets.get(report.request)
@@ -465,95 +352,7 @@ class Controller:
     def _finish(self, ticket: Ticket) -> None:
         if self._tickets.pop(ticket.request, None) is None:
             return
-        now = self._clock.now()
-        spec, error = ticket.spec, ticket.error
-        ticket.phases = self._phases(ticket, now)
-        e2e_s = now - ticket.arrived
-        status = "ok" if error is None else error.code
-        self._writer.put(
-            Activation(
-                id=ticket.activation,
-                namespace=spec.namespace,
-                function=spec.name,
-                version=spec.version,
-                start=ticket.start,
-                status=status,
-                wall=ticket.wall,
-                e2e_s=e2e_s,
-                phases=ticket.phases,
-                container=ticket.container,
-                instance=ticket.instance,
-                request=ticket.request,
-                epoch=self.epoch,
-                error="" if error is None else error.message,
-                hint="" if error is None else error.hint,
-                error_phase="" if error is None else error.phase,
-                trace="" if error is None else error.detail,
-            )
-        )
-        for stream, text in ticket.logs:
-            self._writer.put(LogLine(activation=ticket.activation, stream=stream, wall=ticket.wall, text=text))
-        metrics = self.metrics
-        metrics.invocation(spec.namespace, spec.name, ticket.start, status)
-        metrics.phase("inference", ticket.inference_s)
-        metrics.phase("e2e", e2e_s)
-        if ticket.start != "warm":
-            phases = ticket.phases
-            for name, seconds in (
-                ("container", phases.container),
-                ("import", phases.imports),
-                ("load", phases.load),
-                ("warmup", phases.warmup),
-            ):
-                if seconds:
-                    metrics.phase(name, seconds)
+        self.books.finished(ticket)
         if self._draining is not None and not self._tickets and not self._draining.done():
             self._draining.set_result(None)
         ticket.done(ticket)
-
-    def _phases(self, ticket: Ticket, now: float) -> Phases:
-        """The wait up to the dispatch is what of container creation and load fell into it, latest first; the
-        rest of it was queueing."""
-        if not ticket.dispatched:
-            return Phases(queue=now - ticket.arrived)
-        wait = ticket.dispatched - ticket.arrived
-        if ticket.start == StartKind.WARM or ticket.start == StartKind.PRELOADED:
-            return Phases(queue=wait, inference=ticket.inference_s)
-        known = self._known.get(ticket.instance)
-        parts: dict[str, float] = {}
-        if known is not None:
-            created = self._created.get(known.container)
-            times = list(known.times)
-            if created is not None and created[0] > ticket.arrived:
-                times.insert(0, ("container", created[1]))
-            for name, seconds in reversed(times):
-                parts[name] = min(seconds, wait)
-                wait -= parts[name]
-        return Phases(queue=max(0.0, wait), inference=ticket.inference_s, **parts)
-
-    # ---- what is there -------------------------------------------------------------------------------------
-
-    def _gauges(self) -> list[Gauge]:
-        state = self.platform.state
-        containers: dict[tuple[str, ...], float] = {}
-        instances: dict[tuple[str, ...], float] = {}
-        idle = 0
-        for container in state.containers.values():
-            key = ("idle" if container.idle else container.state,)
-            containers[key] = containers.get(key, 0) + 1
-            idle += max(0, container.free) if container.state == "ready" else 0
-        ahead = 0
-        for name, instance in state.instances.items():
-            level = instance.level.name.lower(), "frozen" if instance.frozen else instance.state
-            instances[level] = instances.get(level, 0) + 1
-            known = self._known.get(name)
-            if known is not None and known.ahead and not known.used:
-                ahead += instance.bytes
-        queued = sum(len(function.queue) for function in state.functions.values())
-        return [
-            ("containers", "Containers by state", ("state",), sorted(containers.items())),
-            ("instances", "Instances by level and state", ("level", "state"), sorted(instances.items())),
-            ("idle_bytes", "Idle memory of warm containers", (), [((), float(idle))]),
-            ("preloaded_bytes", "Bytes pre-loaded and not used yet", (), [((), float(ahead))]),
-            ("queue_depth", "Requests that wait for an instance", (), [((), float(queued))]),
-        ]

@@ -16,6 +16,7 @@ from tests.live.server_helpers import (
     answered,
     calls,
     eventually,
+    gone,
     package,
     undeployed,
 )
@@ -250,10 +251,7 @@ def test_a_call_that_fails(server: Server, ns: str, body: str, said: str) -> Non
     ids=["null", "abort", "_exit", "kill"],
 )
 def test_a_call_that_crashes(server: Server, ns: str, body: str, said: str, logged: str) -> None:
-    source = (
-        f"import os\n\ndef handler(event):\n    print('called')\n    if event: return os.getpid()\n    {body}\n"
-    )
-    server.deploy(ns, "bad", source)
+    server.deploy(ns, "bad", FAILING.format(body=body))
     assert server.result(ns, "bad", 1)
     response = server.call(ns, "bad")
     assert said in answered(response, "instance_crashed", 502, f"{ns}/bad", "inference")
@@ -315,15 +313,20 @@ def test_a_load_that_takes_too_much_memory(server: Server, ns: str) -> None:
 
 FORK_BOMB = """
 import os
+import time
 
 def handler(event):
-    if not event:
-        return 1
-    while True:
+    forks = 0
+    while event:
         try:
-            os.fork()
+            if os.fork() == 0 and event == "sleeping":
+                time.sleep(60)
+                os._exit(0)
+            forks += 1
         except OSError:
-            pass
+            if event == "sleeping":
+                return forks
+    return os.getpid()
 """
 
 
@@ -332,16 +335,17 @@ def handler(event):
 @pytest.mark.slow
 def test_a_fork_bomb_is_held(server: Server, ns: str) -> None:
     server.deploy(ns, "bad", FORK_BOMB, timeout="1s")
-    server.result(ns, "bad", 0)
-    with calls() as flight:
-        flight.add(server, ns, "bad", 1)
-        eventually(lambda: len(server.instances("bad")) > 20)
-        assert len(server.instances("bad")) <= 64
-        assert server.http.get("/livez").status_code == 200
-        (response,) = flight.responses()
-    answered(response, "timed_out", 504, f"{ns}/bad", "inference")
-    eventually(lambda: not server.instances("bad"))
-    assert server.result(ns, "bad", 0) == 1
+    server.result(ns, "bad")
+    forks = server.result(ns, "bad", "sleeping")
+    assert 20 < forks < 64
+    children = server.instances("bad")
+    assert len(children) == forks + 1
+    assert server.http.get("/livez").status_code == 200
+    server.client.offload(ns, "bad")
+    gone(children)
+    answered(server.call(ns, "bad", "spinning"), "timed_out", 504, f"{ns}/bad", "inference")
+    eventually(lambda: len(server.instances("bad")) <= 1)
+    assert server.result(ns, "bad") > 0
 
 
 def test_output_without_end_is_cut(server: Server, ns: str) -> None:

@@ -141,6 +141,16 @@ def test_responses_are_read_strictly() -> None:
             parse(bad)
 
 
+def test_a_call_without_an_answer_is_named() -> None:
+    for reply in (b"", b"SSH-2.0-x\r\n\r\n"):
+        with (
+            answering(reply) as url,
+            Caller(url, b"{}") as caller,
+            pytest.raises(Unavailable, match="not answered"),
+        ):
+            caller.call()
+
+
 def test_quantiles_are_nearest_ranks() -> None:
     values = [float(n) for n in range(1, 101)]
     assert [loadgen.quantile(values, share) for share in (0.0, 0.5, 0.9, 0.99, 1.0)] == [1, 50, 90, 99, 100]

@@ -148,6 +148,7 @@ def test_a_guest_is_loaded_by_hand(server: Server, ns: str) -> None:
     assert "already" in server.client.preload(ns, "b")["message"]
 
 
+@pytest.mark.slow
 def test_ownership_passes_to_who_ran_last(server: Server, ns: str) -> None:
     server.deploy(ns, "a", ECHO, memory="128MB")
     server.deploy(ns, "b", ECHO, memory="96MB")
@@ -166,6 +167,7 @@ def test_ownership_passes_to_who_ran_last(server: Server, ns: str) -> None:
         assert {value // 1_000_000 for value in limits} <= {int(limit), int(limit) - 1}, "page-aligned at most"
 
 
+@pytest.mark.slow
 def test_the_platform_does_it_itself(tmp_path: Path) -> None:
     """B's own container ends by the keep-alive policy; B is then loaded into what A does not use."""
     flags = "--memory", "1GB", "--keep-alive", "fixed", "--keep-alive-seconds", "1"
@@ -189,6 +191,7 @@ def test_the_platform_does_it_itself(tmp_path: Path) -> None:
         assert records[1]["container"] == keeper["id"]
 
 
+@pytest.mark.slow
 def test_the_others_are_frozen_while_one_runs(server: Server, ns: str) -> None:
     server.deploy(ns, "a", TICKING, memory="128MB")
     server.deploy(ns, "b", RUNNING)
@@ -203,6 +206,7 @@ def test_the_others_are_frozen_while_one_runs(server: Server, ns: str) -> None:
     assert second["ticks"][-1] > run["ended"], "it goes on afterwards"
 
 
+@pytest.mark.slow
 def test_a_guest_does_not_execute_beside_its_host(server: Server, ns: str) -> None:
     """The other way round: loaded ahead, it is frozen during its host's run."""
     server.deploy(ns, "a", RUNNING, memory="128MB")
@@ -213,6 +217,7 @@ def test_a_guest_does_not_execute_beside_its_host(server: Server, ns: str) -> No
     assert [tick for tick in guest["ticks"] if run["began"] <= tick <= run["ended"]] == []
 
 
+@pytest.mark.slow
 def test_two_functions_of_one_container_take_turns(server: Server, ns: str) -> None:
     server.deploy(ns, "a", RUNNING, memory="128MB")
     server.deploy(ns, "b", RUNNING)
@@ -233,6 +238,7 @@ def test_two_functions_of_one_container_take_turns(server: Server, ns: str) -> N
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(inside))
 
 
+@pytest.mark.slow
 def test_strict_isolation_ends_the_others_first(server: Server, ns: str) -> None:
     server.deploy(ns, "a", TICKING, memory="128MB")
     server.deploy(ns, "b", RUNNING, isolation="strict")
@@ -303,6 +309,7 @@ def test_deleting_a_guest_leaves_its_host(server: Server, ns: str) -> None:
     assert server.result(ns, "a") == pid
 
 
+@pytest.mark.slow
 def test_namespaces_share_no_container(server: Server, ns: str) -> None:
     server.deploy(ns, "a", ECHO, memory="256MB")
     server.call(ns, "a")

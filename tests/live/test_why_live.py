@@ -9,9 +9,7 @@ import pytest
 
 from tests.live.server_helpers import ECHO, Server, calls, eventually
 
-SLOW = (
-    "import time\nfrom pathlib import Path\nif Path(__file__).with_name('slow').exists(): time.sleep(0.5)\n" + ECHO
-)
+SLOW = "import time\ntime.sleep(0.5)\n" + ECHO
 
 
 def why(server: Server, response: httpx.Response) -> dict[str, Any]:
@@ -51,10 +49,10 @@ def check_preloaded(told: dict[str, Any]) -> None:
     assert told["advice"] == []
 
 
+@pytest.mark.slow
 def test_every_start_is_reproduced(server: Server, ns: str) -> None:
     server.deploy(ns, "a", SLOW, memory="128MB")
     server.deploy(ns, "b", ECHO)
-    (server.package(ns, "a") / "slow").touch()
     with calls() as flight:
         for _ in range(2):
             flight.add(server, ns, "a")

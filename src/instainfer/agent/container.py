@@ -40,6 +40,8 @@ Work = (
     | Invoke
 )
 
+SLOW = (actions.Load, actions.Freeze)  # what follows these waits for them
+
 
 class ContainerHost:
     """Carries out commands in the order in which they came: what follows a Freeze or a Load starts once that
@@ -77,7 +79,7 @@ class ContainerHost:
     def submit(self, work: Work) -> None:
         if self._gone:
             return
-        if self._worker is None and not isinstance(work, actions.Load | actions.Freeze):
+        if self._worker is None and not isinstance(work, SLOW):
             self._now(work)
             return
         self._pending.append(work)
@@ -101,7 +103,7 @@ class ContainerHost:
         if isinstance(work, actions.ResizeContainer):
             self._resize(work.limit)
             return
-        instance = self.instances.get(work.instance) if not isinstance(work, actions.Load) else None
+        instance = self.instances.get(work.instance)
         if instance is None:
             return  # it ended meanwhile: InstanceLost was or will be reported
         if isinstance(work, Invoke):

@@ -24,6 +24,8 @@ from instainfer.sandbox.base import ContainerSpec, Mount, Sandbox
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
+#: Kept: a union would be built and walked for every invocation.
+OF_INSTANCE = (base.Invoke, actions.Freeze, actions.Thaw, actions.Raise, actions.Offload)
 
 
 class LocalAgent:
@@ -78,7 +80,7 @@ class LocalAgent:
         )
 
     def send(self, command: base.Command) -> None:
-        if isinstance(command, base.Invoke | actions.Freeze | actions.Thaw | actions.Raise | actions.Offload):
+        if isinstance(command, OF_INSTANCE):
             host = self._containers.get(self._where.get(command.instance, ""))
             if host is not None:
                 host.submit(command)

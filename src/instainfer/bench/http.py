@@ -7,6 +7,8 @@ import time
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
+from instainfer.errors import Unavailable
+
 READ = 1 << 16
 REST_S = 2.0  # servers close connections that rest for some seconds: uvicorn after 5
 
@@ -81,7 +83,16 @@ class Caller:
     def call(self) -> tuple[float, Reply]:
         """Seconds from the first byte sent to the last received, and the answer. A connection is made before
         the time is taken, if there is none or it has rested so long that the server may be about to close it.
-        Raises OSError or ValueError."""
+        Raises Unavailable when there is no answer or none that can be read."""
+        try:
+            return self._call()
+        except (OSError, ValueError) as error:
+            where = f"{self._where[0]}:{self._where[1]}"
+            raise Unavailable(
+                f"a call to {where} was not answered: {error}", hint="see the server's log"
+            ) from None
+
+    def _call(self) -> tuple[float, Reply]:
         if self._socket is None or time.monotonic() - self._used > REST_S:
             self._connect()
         connection = self._socket

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from instainfer.controller import Controller, Ticket
+from instainfer.books import Ticket
+from instainfer.controller import Controller
 from instainfer.errors import BadInput, InstaInferError, NotFound, TooLarge, Unavailable
 from instainfer.gateway.problems import render
+from instainfer.model import FunctionSpec
 
 PREFIX = "/f/"
 
@@ -18,8 +20,8 @@ PREFIX = "/f/"
 class Invoke:
     def __init__(self, controller: Controller, *, max_body: int) -> None:
         self.stopping = False
-        self._controller = controller
-        self._max_body = max_body
+        self.controller = controller
+        self.max_body = max_body
         self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -34,6 +36,10 @@ class Invoke:
             await answered
         else:
             await self._wait(ticket, answered, receive)
+        await _send(send, *self.response(ticket))
+
+    def response(self, ticket: Ticket) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """Status, headers and body of an answered one."""
         error = ticket.error
         extra = [
             (b"x-instainfer-start", ticket.start.encode()),
@@ -42,8 +48,7 @@ class Invoke:
         ]
         if error is not None:
             status, headers, body = render(error, ticket.activation)
-            await _send(send, status, headers + extra, body)
-            return
+            return status, headers + extra, body
         assert ticket.answer is not None
         kind, body = ticket.answer
         headers = [
@@ -51,24 +56,39 @@ class Invoke:
             (b"content-length", b"%d" % len(body)),
             *extra,
         ]
-        await _send(send, 200, headers, body)
+        return 200, headers, body
+
+    def find(self, path: str, size: int) -> FunctionSpec:
+        """What is called, if it can be. Raises what is wrong."""
+        key = path[len(PREFIX) :]
+        namespace, _, name = key.partition("/")
+        if self.stopping:
+            raise Unavailable("the server is stopping", hint="send it again", retry_after_s=5)
+        if size > self.max_body:
+            raise self._too_large(name)
+        spec = self.controller.specs.get(key)
+        if spec is None:
+            raise NotFound(
+                f"there is no function {name!r} in namespace {namespace!r}",
+                hint="`instainfer ls` shows what is deployed; the address is /f/NAMESPACE/NAME",
+            )
+        return spec
 
     async def _accept(self, scope: Any, receive: Any) -> tuple[Ticket, asyncio.Future[None]]:
         """Read the request and hand it over. Raises what is wrong with it."""
-        namespace, _, name = scope["path"][len(PREFIX) :].partition("/")
-        method = scope["method"]
+        path, method = scope["path"], scope["method"]
         if method != "POST":
+            name = path.rpartition("/")[2]
             raise BadInput(f"{method} is not how a function is called", hint="use POST", function=name)
-        if self.stopping:
-            raise Unavailable("the server is stopping", hint="send it again", retry_after_s=5)
+        spec = self.find(path, 0)
         content_type, length = "", 0
         for key, value in scope["headers"]:
             if key == b"content-type":
                 content_type = value.decode("latin-1")
             elif key == b"content-length":
                 length = int(value)
-        if length > self._max_body:
-            raise self._too_large(name)
+        if length > self.max_body:
+            raise self._too_large(spec.name)
         message = await receive()
         body: bytes = message.get("body", b"")
         if message.get("more_body"):
@@ -80,27 +100,21 @@ class Invoke:
                     raise ClientGone
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                if size > self._max_body:
-                    raise self._too_large(name)
+                if size > self.max_body:
+                    raise self._too_large(spec.name)
             body = b"".join(parts)
         elif message["type"] == "http.disconnect":
             raise ClientGone
-        spec = self._controller.specs.get(f"{namespace}/{name}")
-        if spec is None:
-            raise NotFound(
-                f"there is no function {name!r} in namespace {namespace!r}",
-                hint="`instainfer ls` shows what is deployed; the address is /f/NAMESPACE/NAME",
-            )
         answered = self._loop.create_future()
 
         def done(_: Ticket) -> None:
             if not answered.done():
                 answered.set_result(None)
 
-        return self._controller.submit(spec, content_type, body, done), answered
+        return self.controller.submit(spec, content_type, body, done), answered
 
     def _too_large(self, name: str) -> TooLarge:
-        limit = self._max_body / 1e6
+        limit = self.max_body / 1e6
         return TooLarge(
             f"the body is over the limit of {limit:g} MB",
             function=name,
@@ -114,7 +128,7 @@ class Invoke:
         try:
             await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not answered.done():
-                self._controller.cancel(ticket, "the caller went away")
+                self.controller.cancel(ticket, "the caller went away")
         finally:
             gone.cancel()
         await answered

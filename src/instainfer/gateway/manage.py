@@ -59,7 +59,7 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
 
     @app.get("/metrics", tags=["health"])
     async def metrics() -> Response:
-        return Response(controller.metrics.render(), media_type="text/plain; version=0.0.4")
+        return Response(controller.books.metrics.render(), media_type="text/plain; version=0.0.4")
 
     @api.get("/status")
     async def status() -> dict[str, Any]:

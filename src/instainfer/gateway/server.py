@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import gc
 import hmac
 import logging
@@ -23,6 +24,7 @@ import uvloop
 from instainfer.agent.environments import Environments
 from instainfer.agent.local import LocalAgent
 from instainfer.agent.runners import SandboxRunner
+from instainfer.books import Books
 from instainfer.clock import BootClock
 from instainfer.config import Settings
 from instainfer.controller import Controller
@@ -33,6 +35,7 @@ from instainfer.deploy import Deployer
 from instainfer.errors import NotAllowed, Unavailable
 from instainfer.eventlog import EventLog
 from instainfer.gateway import invoke, manage
+from instainfer.gateway.direct import Protocol
 from instainfer.gateway.health import Health
 from instainfer.gateway.problems import render
 from instainfer.observe import Metrics
@@ -112,7 +115,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     stack.enter_context(_alone(data))
     listening = _listen(settings)
     stack.callback(listening.close)
-    clock, metrics, epoch = BootClock(), Metrics(), secrets.token_hex(4)
+    clock, epoch = BootClock(), secrets.token_hex(4)
     store = SqlStore(f"sqlite:///{data / 'instainfer.db'}")
     stack.callback(store.close)
     writer = BatchWriter(store)
@@ -142,7 +145,12 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         keep_bytes=settings.records.keep_events_mb * 1_000_000,
     )
     controller = Controller(
-        Platform(state), [agent], clock, events, writer, metrics, epoch=epoch, queue_s=settings.limits.queue_s
+        Platform(state),
+        [agent],
+        clock,
+        events,
+        Books(clock, writer, Metrics(), epoch=epoch),
+        queue_s=settings.limits.queue_s,
     )
     deployer = Deployer(
         controller,
@@ -173,8 +181,9 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     finally:
         os.umask(old)
     stack.callback(admin.unlink, missing_ok=True)
-    await _run(stack, _gate(app, settings.server.api_key), listening, settings)
-    await _run(stack, app, local, settings)
+    key = f"Bearer {settings.server.api_key}".encode() if settings.server.api_key else b""
+    await _run(stack, _gate(app, key), listening, settings, hot, key)
+    await _run(stack, app, local, settings, hot, b"")
     pruning = asyncio.create_task(_prune(store, settings, clock))
     stack.callback(pruning.cancel)
 
@@ -228,11 +237,10 @@ def _router(hot: App, management: App) -> App:
     return route
 
 
-def _gate(app: App, key: str) -> App:
+def _gate(app: App, expected: bytes) -> App:
     """Ask for the key, where there is one, in front of everything but health."""
-    if not key:
+    if not expected:
         return app
-    expected = f"Bearer {key}".encode()
     open_paths = {"/livez", "/readyz", "/healthz"}
 
     async def gate(scope: Any, receive: Any, send: Any) -> None:
@@ -281,12 +289,20 @@ def _alone(data: Path) -> Iterator[None]:
         yield
 
 
-async def _run(stack: contextlib.AsyncExitStack, app: App, listening: socket.socket, settings: Settings) -> None:
+async def _run(
+    stack: contextlib.AsyncExitStack,
+    app: App,
+    listening: socket.socket,
+    settings: Settings,
+    hot: invoke.Invoke,
+    key: bytes,
+) -> None:
     """Serve `app` on the socket until the stack unwinds."""
     server = Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=functools.partial(Protocol, hot=hot, key=key),  # type: ignore[arg-type] # uvicorn only calls it
+            proxy_headers=False,
             ws="none",
             lifespan="off",
             interface="asgi3",

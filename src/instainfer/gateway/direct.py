@@ -1,0 +1,144 @@
+"""The way of an ordinary invocation through uvicorn without ASGI: no task, no scope, no events, one write.
+
+`POST /f/NAMESPACE/NAME` on a connection with nothing else under way goes from the parser to the controller, and
+its answer from the controller's call back to the transport. Everything else (another method, a query, an escape, a
+second request before the first was answered, Expect, a wrong key, a body over the limit) takes uvicorn's own way
+to the same application.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from instainfer.books import Ticket
+from instainfer.errors import InstaInferError
+from instainfer.gateway.invoke import PREFIX, Invoke
+from instainfer.gateway.problems import render
+
+_PREFIX = PREFIX.encode()
+
+
+class _Nobody:
+    def set(self) -> None:
+        """Nobody waits for this event."""
+
+
+class Call:
+    """A request under way. uvicorn takes it for the connection's cycle, and asks no more of one than is here."""
+
+    __slots__ = (
+        "content_type", "disconnected", "keep_alive", "message_event", "parts", "response_complete", "size",
+        "ticket",
+    )  # fmt: skip
+
+    def __init__(self, content_type: str, keep_alive: bool) -> None:
+        self.content_type = content_type
+        self.keep_alive = keep_alive
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.ticket: Ticket | None = None
+        self.response_complete = False
+        self.disconnected = False
+        self.message_event = _Nobody()
+
+
+class Protocol(HttpToolsProtocol):
+    """`key`: what Authorization must say for the short way; b"" asks for none."""
+
+    def __init__(self, *args: Any, hot: Invoke, key: bytes = b"", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._hot = hot
+        self._key = key
+        self._call: Call | None = None  # while its body comes in
+
+    def on_headers_complete(self) -> None:
+        self._call = call = self._begin() if self.url.startswith(_PREFIX) else None
+        if call is None:
+            super().on_headers_complete()
+        else:
+            self.cycle = call  # type: ignore[assignment] # see Call
+
+    def _begin(self) -> Call | None:
+        """The call that these headers begin, or None where the long way has to be taken."""
+        parser, url = self.parser, self.url
+        cycle: Any = self.cycle  # None before the first request, whatever uvicorn's annotation says
+        if (
+            parser.get_method() != b"POST"
+            or b"%" in url
+            or b"?" in url
+            or not url.isascii()
+            or (cycle is not None and not cycle.response_complete)
+            or self.flow.write_paused  # the client does not read: uvicorn waits for it before it answers more
+            or self.expect_100_continue
+            or self.access_log
+            or parser.get_http_version() != "1.1"
+            or parser.should_upgrade()
+        ):
+            return None
+        content_type, given = "", b""
+        for name, value in self.headers:
+            if name == b"content-type":
+                content_type = value.decode("latin-1")
+            elif name == b"content-length":
+                if int(value) > self._hot.max_body:
+                    return None
+            elif name == b"authorization":
+                given = value
+        if self._key and not hmac.compare_digest(given, self._key):
+            return None
+        return Call(content_type, parser.should_keep_alive())
+
+    def on_body(self, body: bytes) -> None:
+        call = self._call
+        if call is None:
+            super().on_body(body)
+            return
+        call.size += len(body)
+        if call.size <= self._hot.max_body:
+            call.parts.append(body)
+        else:  # chunked, so that its length was not known: the rest is read and dropped
+            call.parts.clear()
+
+    def on_message_complete(self) -> None:
+        call = self._call
+        if call is None:
+            super().on_message_complete()
+            return
+        self._call = None
+        try:
+            spec = self._hot.find(self.url.decode(), call.size)
+        except InstaInferError as refused:
+            self._answer(call, *render(refused))
+            return
+        parts, call.parts = call.parts, []
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        ticket = self._hot.controller.submit(spec, call.content_type, body, lambda done: self._done(call, done))
+        if not call.response_complete:
+            call.ticket = ticket
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        call: Any = self.cycle
+        self._call = None
+        super().connection_lost(exc)
+        if type(call) is Call and call.ticket is not None:
+            self._hot.controller.cancel(call.ticket, "the caller went away")  # nobody needs the answer
+
+    def _done(self, call: Call, ticket: Ticket) -> None:
+        call.ticket = None
+        self._answer(call, *self._hot.response(ticket))
+
+    def _answer(self, call: Call, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        call.response_complete = True
+        if call.disconnected:
+            return
+        parts = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        parts += (b"\r\n" if call.keep_alive else b"connection: close\r\n\r\n", body)
+        self.transport.write(b"".join(parts))
+        if not call.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
