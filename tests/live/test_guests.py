@@ -290,7 +290,7 @@ def test_a_new_version_retires_the_old_guest(server: Server, ns: str) -> None:
     (old,) = server.instances("b")
     server.deploy(ns, "b", "def handler(event):\n    return 2\n")
     gone([old])
-    assert ("b", 1) not in [pair for one in server.containers(ns) for pair in members_of(one)]
+    eventually(lambda: ("b", 1) not in [pair for one in server.containers(ns) for pair in members_of(one)])
     assert server.result(ns, "b") == 2
     assert server.result(ns, "a", 3) == 3
 
