@@ -25,7 +25,6 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, extra={"reader": parse_seconds})]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 #: Above every real user's, below 2**31 (some file systems and tools read uids as signed): systemd's
 #: container range starts at 0x00080000 and ends at 0x6FFFFFFF; this is 0x70000000.
 UID_BASE = 1879048192
@@ -69,7 +68,6 @@ class Policy(Section, frozen=True, kw_only=True):
     predictor: str = ""  # "": the mode's own
     keep_alive: str = "pressure"
     keep_alive_s: Seconds = 600.0  # for keep-alive policies with a time
-    preload_memory_fraction: Fraction = 1.0  # of a container's idle memory that pre-loads may take
 
 
 class Environments(Section, frozen=True, kw_only=True):

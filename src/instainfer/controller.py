@@ -166,6 +166,10 @@ class Controller:
         for agent in self._agents.values():
             agent.send(wire.Withdraw(revision=revision))
 
+    def retain(self, environments: tuple[str, ...]) -> None:
+        for agent in self._agents.values():
+            agent.send(wire.Retain(environments=environments))
+
     def delete(self, key: str) -> None:
         spec = self.specs.pop(key)
         self.feed(ev.FunctionDeleted(function=key))

@@ -79,6 +79,20 @@ class Deployer:
             os.fsync(file.fileno())
         working.rename(path)
 
+    def tidy(self) -> None:
+        """Let go of what no version needs any more: packages here, environments and packages on the nodes. For
+        the start of a server, when no deployment is under way. Blocks."""
+        versions = [
+            version
+            for spec, _ in self._store.functions(None)
+            for version in self._store.versions(spec.namespace, spec.name)
+        ]
+        needed = {self._blob(version.digest) for version in versions}
+        for path in self._blobs.glob("*"):
+            if path not in needed:
+                path.unlink()
+        self._controller.retain(tuple(sorted({version.environment for version in versions})))
+
     # ---- deploy --------------------------------------------------------------------------------------------
 
     async def deploy(

@@ -46,7 +46,6 @@ class Metrics(Collector):
         self.phases: dict[str, Histogram] = {}
         self.preloads = {"hit": 0, "expired": 0, "evicted": 0, "failed": 0}
         self.wasted_byte_seconds = 0.0
-        self.prediction_error = Histogram()
         self.decision = Histogram()
         self.gauges: Callable[[], Iterable[Gauge]] = tuple  # read off the platform at a scrape
         self._registry = CollectorRegistry()
@@ -91,13 +90,9 @@ class Metrics(Collector):
         )
         wasted.add_metric((), self.wasted_byte_seconds)
         yield wasted
-        for name, text, histogram in (
-            ("prediction_error_seconds", "Arrival after its expected time, absolute", self.prediction_error),
-            ("scheduler_decision_seconds", "Time of one placement pass", self.decision),
-        ):
-            family = HistogramMetricFamily(f"instainfer_{name}", text)
-            family.add_metric((), histogram.cumulative(), histogram.total)
-            yield family
+        decision = HistogramMetricFamily("instainfer_scheduler_decision_seconds", "Time of one placement pass")
+        decision.add_metric((), self.decision.cumulative(), self.decision.total)
+        yield decision
         for name, text, names, rows in self.gauges():
             gauge = GaugeMetricFamily(f"instainfer_{name}", text, labels=names)
             for values, value in rows:

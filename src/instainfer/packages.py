@@ -26,7 +26,7 @@ from typing import Any, Literal
 from instainfer.errors import BadPackage, BadSettings
 from instainfer.model import Style
 from instainfer.packing import link_inside, pack, too_large
-from instainfer.settings import Settings, parse_bytes, parse_seconds, settings_from
+from instainfer.settings import Settings, settings_from
 
 __all__ = [
     "Member",
@@ -36,8 +36,6 @@ __all__ = [
     "find_entry",
     "open_package",
     "pack",
-    "parse_bytes",
-    "parse_seconds",
     "read_settings",
     "remove_leftovers",
 ]

@@ -6,6 +6,7 @@ is allowed. Nothing here touches files; `packages.read_settings` finds the text.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -15,42 +16,31 @@ from typing import Any
 
 import msgspec
 
+from instainfer import units
 from instainfer.errors import BadSettings
-
-_BYTES = {
-    "": 1,
-    "b": 1,
-    **{unit: 1000**power for power, unit in enumerate(("kb", "mb", "gb", "tb"), 1)},
-    **{unit: 1024**power for power, unit in enumerate(("kib", "mib", "gib", "tib"), 1)},
-    **{unit: 1024**power for power, unit in enumerate(("k", "m", "g", "t"), 1)},  # as docker and cgroups read them
-}
-_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 OLDEST_PYTHON = (3, 9)
 LEAST_MEMORY = 16 << 20  # below this an interpreter with one library does not start
 LONGEST_TIMEOUT_S = 24 * 3600.0
 
 
-def parse_bytes(text: str | int) -> int:
-    """Bytes from "512MB" (10^6), "1GiB" (2^30), "64m" (2^20) or a plain number. Raises BadSettings."""
-    return int(_quantity(text, _BYTES, "a size", '"512MB", "1GiB" or a number of bytes'))
+def _size(value: Any) -> int:
+    """Bytes from "512MB" (10^6), "1GiB" (2^30), "64m" (2^20) or a plain number."""
+    return int(_number(value, units.parse_bytes, '"512MB", "1GiB" or a number of bytes'))
 
 
-def parse_seconds(text: str | float) -> float:
-    """Seconds from "30s", "500ms", "2m", "1h" or a plain number. Raises BadSettings."""
-    return _quantity(text, _SECONDS, "a duration", '"30s", "500ms", "2m" or a number of seconds')
+def _duration(value: Any) -> float:
+    """Seconds from "30s", "500ms", "2m", "1h" or a plain number."""
+    return _number(value, units.parse_seconds, '"30s", "500ms", "2m" or a number of seconds')
 
 
-def _quantity(text: Any, units: Mapping[str, float], noun: str, allowed: str) -> float:
-    if isinstance(text, str):
-        match = _NUMBER.fullmatch(text)
-        unit = units.get(match[2].lower()) if match else None
-        if match and unit is not None:
-            return float(match[1]) * unit
-    elif isinstance(text, (int, float)) and not isinstance(text, bool) and 0 <= text < float("inf"):
-        return text
-    raise BadSettings(f"{text!r} is not {noun}", hint=f"write {allowed}")
+def _number(value: Any, read: Callable[[str], float], allowed: str) -> float:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return read(value)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return value
+    raise BadSettings(f"{value!r} cannot be read", hint=f"write {allowed}")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,14 +110,14 @@ def _text(allowed: str, pattern: str = r"[^\x00-\x1f]*") -> Callable[[Any], str]
 
 
 def _memory(value: Any) -> int:
-    size = parse_bytes(value)
+    size = _size(value)
     if size < LEAST_MEMORY:
         raise _refuse("too little to run in", f"at least {LEAST_MEMORY >> 20}MiB")
     return size
 
 
 def _timeout(value: Any) -> float:
-    seconds = parse_seconds(value)
+    seconds = _duration(value)
     if not 0 < seconds <= LONGEST_TIMEOUT_S:
         raise _refuse("out of range", f"more than 0 and at most {LONGEST_TIMEOUT_S:.0f} seconds")
     return float(seconds)
@@ -198,7 +188,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "concurrency": _concurrency,
     "requirements": _requirements,
     "python": _python,
-    "device": _text('"cpu", "cuda" or "cuda:0"', r"cpu|cuda(:[0-9]{1,2})?"),
+    "device": _text('"cpu": no other device is offered yet', r"cpu"),
     "network": _flag,
     "sample": _text("the path of a file in the package"),
     "isolation": _text('"freeze" or "strict"', r"freeze|strict"),

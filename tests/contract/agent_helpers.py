@@ -167,6 +167,7 @@ class World:
                 container=container,
                 node=self.agent.node,
                 function=f"{of.namespace}/{of.name}",
+                revision=of.id,
                 limit=512 * MB,
                 mounts=of.mounts,
                 why=WHY,

@@ -192,7 +192,7 @@ def test_demo_and_bench_get_their_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("demo").exit_code == 0
     assert run("demo", "--json", "d.json").exit_code == 0
     assert run("bench", "overhead", "--json", "-").exit_code == 0
-    assert calls == [(None,), (Path("d.json"),), ("overhead", Path("-"))]
+    assert calls == [(None, None), (Path("d.json"), None), ("overhead", Path("-"))]
 
 
 # deploy

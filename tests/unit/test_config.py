@@ -89,7 +89,6 @@ def test_data_dir_is_absolute_and_expanded(monkeypatch: pytest.MonkeyPatch, tmp_
         ("[node]\nmemory = -1", "node.memory = -1", "a size"),
         ("[limits]\nload_s = '5 parsecs'", "limits.load_s", "30s"),
         ("[limits]\nqueue = 0", "limits.queue = 0", "at least 1"),
-        ("[policy]\npreload_memory_fraction = 1.5", "preload_memory_fraction", "from 0 to 1"),
         ("[node]\nuid_base = 0", "uid_base", "65536"),
         ("[server\n", "not valid TOML", "toml"),
     ],

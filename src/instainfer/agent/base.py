@@ -70,6 +70,12 @@ class Withdraw(Message, frozen=True, kw_only=True):
     revision: str
 
 
+class Retain(Message, frozen=True, kw_only=True):
+    """These environments are still needed, and the packages of what was provided: all others may go."""
+
+    environments: tuple[str, ...]
+
+
 class Invoke(Message, frozen=True, kw_only=True):
     """Answered by Answered, or by InstanceLost for all that ran in the instance."""
 
@@ -110,6 +116,7 @@ Command = (
     | Provide
     | Deliver
     | Withdraw
+    | Retain
     | Invoke
     | Build
     | Measure

@@ -267,7 +267,9 @@ def diagnose(lines: Sequence[str]) -> Diagnosis:
     text = " ".join(" ".join(lines).replace("╰─▶", " ").replace("│", " ").split())
     if "No space left on device" in text or "os error 28" in text:
         return Diagnosis(
-            "disk", "the disk is full", "free space under the data directory; unused environments go on `delete`"
+            "disk",
+            "the disk is full",
+            "free space under the data directory; environments of deleted functions go at the server's next start",
         )
     if re.search(_NETWORK, text):
         hint = "check the network of this machine, its proxy variables and the index that pip is configured for"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -95,11 +96,12 @@ def _candidates(version: str) -> list[str]:
     own = getattr(sys, "_base_executable", None) or sys.executable
     found = [own, *(shutil.which(name) for name in (f"python{version}", "python3", "python"))]
     for folder in os.get_exec_path():
-        found += [
-            str(path)
-            for path in sorted(Path(folder).glob("python3.*"))
-            if re.fullmatch(r"python3\.\d+", path.name)
-        ]
+        with contextlib.suppress(OSError):  # a folder of PATH that this user may not read
+            found += [
+                str(path)
+                for path in sorted(Path(folder).glob("python3.*"))
+                if re.fullmatch(r"python3\.\d+", path.name)
+            ]
     return list(dict.fromkeys(path for path in found if path))
 
 

@@ -54,7 +54,6 @@ class LocalAgent:
         self._scratch = scratch
         self._report: base.Sink = lambda report: None
         self._revisions: dict[str, base.Revision] = {}
-        self._current: dict[str, base.Revision] = {}  # function -> what was provided last
         self._arrivals: dict[str, asyncio.Future[None]] = {}  # revision -> its package is on the node
         self._withdrawn: set[str] = set()
         self._containers: dict[str, ContainerHost] = {}
@@ -106,10 +105,12 @@ class LocalAgent:
             self._spawn(self._deliver(command.revision, command.package))
         elif isinstance(command, base.Withdraw):
             self._withdrawn.add(command.revision)
+        elif isinstance(command, base.Retain):
+            self._spawn(self._retain(command.environments))
         elif isinstance(command, base.Build):
-            self._spawn(self._build(command))
+            self._spawn(self._answering(command.token, self._build(command)))
         else:
-            self._spawn(self._measure(command))
+            self._spawn(self._answering(command.token, self._measure(command)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._closing:
@@ -128,9 +129,9 @@ class LocalAgent:
 
     async def _create(self, command: actions.CreateContainer) -> None:
         started = time.monotonic()
-        revision = self._current.get(command.function)
+        revision = self._revisions.get(command.revision)
         if revision is None:
-            reason = f"{command.function} was never provided to node {self.node}"
+            reason = f"{command.revision} was never provided to node {self.node}"
             self._report(events.ContainerLost(container=command.container, reason=reason))
             return
         spec = self.spec(revision, command.container, command.limit, command.mounts)
@@ -208,7 +209,6 @@ class LocalAgent:
     def _provide(self, revision: base.Revision) -> None:
         self._withdrawn.discard(revision.id)
         self._revisions[revision.id] = revision
-        self._current[f"{revision.namespace}/{revision.name}"] = revision
         arrival = self._arrivals.get(revision.id)
         if arrival is None or (arrival.done() and arrival.exception() is not None):
             arrival = self._arrivals[revision.id] = self._loop.create_future()
@@ -244,9 +244,6 @@ class LocalAgent:
             revision = self._revisions.pop(name, None)
             if revision is None:
                 continue
-            function = f"{revision.namespace}/{revision.name}"
-            if self._current.get(function) is revision:
-                del self._current[function]
             path = self._path(revision)
             if not any(self._path(other) == path for other in self._revisions.values()):
                 gone = path.with_name(f".gone-{time.monotonic_ns()}-{path.name}")  # it may be provided meanwhile
@@ -257,30 +254,50 @@ class LocalAgent:
     # ---- tasks of a deployment -----------------------------------------------------------------------------
 
     async def _build(self, command: base.Build) -> None:
-        def progress(message: str) -> None:
-            self._report(base.Progress(token=command.token, message=message))
-
-        try:
-            built = await self._environments.ensure(
-                command.namespace, command.uid_base, command.requirements, command.python, progress
-            )
-        except InstaInferError as error:
-            self._report(base.TaskFailed(token=command.token, problem=error.problem()))
-            return
+        built = await self._environments.ensure(
+            command.namespace,
+            command.uid_base,
+            command.requirements,
+            command.python,
+            lambda message: self._report(base.Progress(token=command.token, message=message)),
+        )
         mounts = tuple(str(path) for path in built.mounts)
         self._report(base.Built(token=command.token, digest=built.digest, python=str(built.python), mounts=mounts))
 
     async def _measure(self, command: base.Measure) -> None:
-        def progress(message: str) -> None:
-            self._report(base.Progress(token=command.token, message=message))
+        arrival = self._arrivals.get(command.revision)
+        if arrival is None:
+            raise Unavailable(f"{command.revision} was never provided to node {self.node}", phase="package")
+        await asyncio.shield(arrival)
+        revision = self._revisions[command.revision]
+        profile = await measure(
+            self,
+            revision,
+            self._path(revision),
+            f"m{command.token}",
+            lambda message: self._report(base.Progress(token=command.token, message=message)),
+        )
+        self._report(base.Measured(token=command.token, profile=profile))
 
+    async def _answering(self, token: int, work: Coroutine[Any, Any, None]) -> None:
+        """Somebody waits for the answer, whatever becomes of the work."""
         try:
-            found, path = await self.revision(command.revision)
-            profile = await measure(self, found, path, f"m{command.token}", progress)
+            await work
         except InstaInferError as error:
-            self._report(base.TaskFailed(token=command.token, problem=error.problem()))
-        else:
-            self._report(base.Measured(token=command.token, profile=profile))
+            self._report(base.TaskFailed(token=token, problem=error.problem()))
+        except Exception as error:
+            log.exception("agent %s: a task failed", self.node)
+            problem = InstaInferError(
+                f"{type(error).__name__}: {error}", hint="the server's log says more"
+            ).problem()
+            self._report(base.TaskFailed(token=token, problem=problem))
+
+    async def _retain(self, environments: tuple[str, ...]) -> None:
+        await asyncio.to_thread(self._environments.sweep, environments)
+        needed = {self._path(revision) for revision in self._revisions.values()}
+        for path in await asyncio.to_thread(list, (self._data / "packages").glob("*/*")):
+            if path not in needed and path not in {self._path(r) for r in self._revisions.values()}:
+                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
     # ---- once a second -------------------------------------------------------------------------------------
 

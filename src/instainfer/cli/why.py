@@ -37,7 +37,8 @@ def why(
     if decisions := found.get("decisions"):
         typer.echo("decisions")
         for decision in decisions:
-            ago = f"{say_s(decision['ago_s'])} before"
+            ago_s = decision["ago_s"]
+            ago = f"{say_s(ago_s)} before" if ago_s > 0 else f"{say_s(-ago_s)} after" if ago_s < 0 else "at once"
             typer.echo(f"  {ago:>14}  {decision['what']}")
             if decision.get("why"):
                 typer.echo(f"  {'':>14}  because {decision['why']}")

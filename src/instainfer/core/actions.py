@@ -28,6 +28,7 @@ class CreateContainer(Action, frozen=True, kw_only=True):
     container: str
     node: str
     function: str  # its first owner
+    revision: str  # of the owner: says which namespace's files and whether a network it gets
     limit: int
     mounts: tuple[str, ...] = ()
     why: Why

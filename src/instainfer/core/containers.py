@@ -149,6 +149,7 @@ def create(state: State, function: FunctionState, node: str, why: Why) -> None:
             container=container.id,
             node=node,
             function=function.spec.name,
+            revision=function.spec.revision,
             limit=container.limit,
             mounts=container.mounts,
             why=why,

@@ -221,6 +221,7 @@ async def _republish(store: SqlStore, deployer: Deployer, controller: Controller
         if not await asyncio.to_thread(Path(spec.interpreter).exists):
             log.warning("%s: its interpreter %s is gone; deploy it again", spec.key, spec.interpreter)
         await deployer.publish(spec, profile)
+    deployer.tidy()
     for namespace, name in await asyncio.to_thread(store.pins):
         key = f"{namespace}/{name}"
         if key in controller.specs:
