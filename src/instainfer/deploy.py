@@ -107,7 +107,11 @@ class Deployer:
         "profile"} or {"event": "failed", "error"}. `sample` is (file name, content, content type)."""
         said: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
+        stage = "package"
+
         def progress(phase: str, message: str) -> None:
+            nonlocal stage
+            stage = phase
             said.put_nowait({"event": "progress", "phase": phase, "message": message})
 
         async def work() -> None:
@@ -119,6 +123,7 @@ class Deployer:
                 said.put_nowait({"event": "deployed", "spec": spec, "profile": profile})
             except InstaInferError as error:
                 error.function = error.function or f"{namespace}/{name}"
+                error.phase = error.phase or stage
                 said.put_nowait({"event": "failed", "error": error})
             finally:
                 said.put_nowait(None)

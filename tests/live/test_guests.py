@@ -241,7 +241,8 @@ def test_two_functions_of_one_container_take_turns(server: Server, ns: str) -> N
 @pytest.mark.slow
 def test_strict_isolation_ends_the_others_first(server: Server, ns: str) -> None:
     server.deploy(ns, "a", TICKING, memory="128MB")
-    server.deploy(ns, "b", RUNNING, isolation="strict")
+    slow = "import time\ntime.sleep(0.2)\n"  # so that no second container is worth it while the first is cleared
+    server.deploy(ns, "b", slow + RUNNING, isolation="strict")
     together(server, ns, "a", "b")
     (host,) = server.instances("a")
     run = server.result(ns, "b", {"s": 0})

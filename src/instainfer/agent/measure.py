@@ -13,7 +13,7 @@ import msgspec
 from instainfer.agent.base import Answered, Report, Revision
 from instainfer.agent.container import ContainerHost
 from instainfer.core.events import ContainerLost, InstanceFailed, InstanceLost, InstanceReady
-from instainfer.errors import InstanceCrashed, InvocationFailed, LoadFailed, from_problem
+from instainfer.errors import BY_CODE, InstanceCrashed, InvocationFailed, LoadFailed, from_problem
 from instainfer.model import Costs, Level, Profile
 
 if TYPE_CHECKING:
