@@ -302,7 +302,10 @@ class Controller:
         elif isinstance(report, ev.Event):
             self._event(report)
         elif isinstance(report, wire.Logged):
-            if (spec := self._revisions.get(report.revision)) is not None:
+            ticket = self._tickets.get(report.request) if report.request is not None else None
+            if ticket is not None:
+                ticket.logs = report.logs  # its InstanceLost follows and ends it
+            elif (spec := self._revisions.get(report.revision)) is not None:
                 self.books.logged(report, spec.key)
         elif isinstance(report, wire.Missing):
             spec = self._revisions.get(report.revision)

@@ -4,6 +4,7 @@ InstaInferError                         500  something of ours broke
 ├── BadInput                            400  what was sent cannot be used; the hint says what to send
 │   ├── BadPackage                      400  a package that is unsafe or has no entry point
 │   ├── BadSettings                     400  function.toml or instainfer.toml says something impossible
+│   ├── WrongMethod                     405  not how this address is used
 │   └── TooLarge                        413  a body or an answer over its limit
 ├── NotAllowed                          401  no key, or a wrong one
 ├── NotFound                            404  no such function, version, activation, container
@@ -80,6 +81,11 @@ class BadPackage(BadInput):
 
 class BadSettings(BadInput):
     code = "bad_settings"
+
+
+class WrongMethod(BadInput):
+    status = 405
+    code = "wrong_method"
 
 
 class TooLarge(BadInput):

@@ -144,11 +144,13 @@ class Answered(Message, frozen=True, kw_only=True):
 
 
 class Logged(Message, frozen=True, kw_only=True):
-    """Output outside any invocation: of imports, loads, crashes, threads."""
+    """Output outside any invocation: of imports, loads, threads; or (`request`) of the one that ran when its
+    instance ended."""
 
     revision: str
     instance: str
     logs: tuple[tuple[str, str], ...]
+    request: int | None = None
 
 
 class Progress(Message, frozen=True, kw_only=True):

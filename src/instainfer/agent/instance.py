@@ -55,8 +55,8 @@ class Output:
                 self._open.discard(descriptor)
                 os.close(descriptor)
                 return
-            room = self._limit - self._size
-            if room > 0:
+            if self._size <= self._limit:  # the chunk that passes the limit is the last that is kept of
+                room = self._limit - self._size
                 text = data[:room].decode("utf-8", "replace")
                 if len(data) > room:
                     text += f"\n[output over {self._limit} bytes was dropped]\n"
@@ -179,13 +179,14 @@ class InstanceHost(asyncio.Protocol):
 
     def close(self) -> None:
         """Its process is gone."""
+        request = next(iter(self._calls)) if len(self._calls) == 1 else None
         for timer, _ in self._calls.values():
             timer.cancel()
         self._calls.clear()
         if self._load_timer is not None:
             self._load_timer.cancel()
         if logs := self.output.take():
-            self._report(Logged(revision=self.revision.id, instance=self.id, logs=logs))
+            self._report(Logged(revision=self.revision.id, instance=self.id, logs=logs, request=request))
         self.output.close()
         if self._transport is not None:
             self._transport.close()

@@ -329,5 +329,6 @@ class LocalAgent:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._environments.aclose()
-        await asyncio.gather(*(host.close("the node is closing") for host in list(self._containers.values())))
+        closing = [host.close("the node is closing") for host in list(self._containers.values())]
+        await asyncio.gather(*closing, return_exceptions=True)  # whatever fails, the sandbox ends it all
         await self.sandbox.aclose()

@@ -51,13 +51,9 @@ class Watch:
                     hint="the function was not deployed; fix it and deploy again",
                 )
             if isinstance(report, InstanceLost | ContainerLost):
-                raise InstanceCrashed(
-                    report.reason,
-                    function=function,
-                    phase="load",
-                    detail=printed,
-                    hint="the function was not deployed",
-                )
+                kind = BY_CODE[report.code] if isinstance(report, InstanceLost) else InstanceCrashed
+                hint = "the function was not deployed; fix it and deploy again"
+                raise kind(report.reason, function=function, phase="load", detail=printed, hint=hint)
 
 
 async def measure(

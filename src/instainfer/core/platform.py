@@ -210,10 +210,16 @@ def lost(
     instance.running.clear()
     if loading and not expected:
         function.failures += 1
-        function.blocked_until = state.now + min(BACKOFF_S * 2 ** (function.failures - 1), 3600.0)
+        function.blocked_until = state.now + min(BACKOFF_S * 2 ** min(function.failures - 1, 7), 3600.0)
     supply.forget(state, instance)
-    if loading and not expected and not instance.stale and not supply.has_supply(state, function):
-        dispatch.reject_queue(state, function, code, reason, phase or "load")
+    if loading and not expected and not instance.stale:
+        if not supply.has_supply(state, function):
+            dispatch.reject_queue(state, function, code, reason, phase or "load")
+        elif not any(other.state in ("ready", "running") for other in function.instances.values()):
+            # Another load runs: it may do better, but not for those who waited for this one already.
+            for request in [request for request in function.queue if request.arrived <= instance.started]:
+                function.queue.remove(request)
+                dispatch.reject(state, request, code, reason, phase or "load")
 
 
 def again(state: State, function: FunctionState) -> None:

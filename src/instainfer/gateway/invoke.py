@@ -10,7 +10,7 @@ from typing import Any
 
 from instainfer.books import Ticket
 from instainfer.controller import Controller
-from instainfer.errors import BadInput, InstaInferError, NotFound, TooLarge, Unavailable
+from instainfer.errors import InstaInferError, NotFound, TooLarge, Unavailable, WrongMethod
 from instainfer.gateway.problems import render
 from instainfer.model import FunctionSpec
 
@@ -65,11 +65,13 @@ class Invoke:
         if self.stopping:
             raise Unavailable("the server is stopping", hint="send it again", retry_after_s=5)
         if size > self.max_body:
-            raise self._too_large(name)
+            raise self._too_large(key)
         spec = self.controller.specs.get(key)
         if spec is None:
             raise NotFound(
                 f"there is no function {name!r} in namespace {namespace!r}",
+                function=key,
+                phase="request",
                 hint="`instainfer ls` shows what is deployed; the address is /f/NAMESPACE/NAME",
             )
         return spec
@@ -78,8 +80,9 @@ class Invoke:
         """Read the request and hand it over. Raises what is wrong with it."""
         path, method = scope["path"], scope["method"]
         if method != "POST":
-            name = path.rpartition("/")[2]
-            raise BadInput(f"{method} is not how a function is called", hint="use POST", function=name)
+            key = path[len(PREFIX) :]
+            said = f"{method} is not how a function is called"
+            raise WrongMethod(said, hint="use POST", function=key, phase="request")
         spec = self.find(path, 0)
         content_type, length = "", 0
         for key, value in scope["headers"]:
@@ -88,7 +91,7 @@ class Invoke:
             elif key == b"content-length":
                 length = int(value)
         if length > self.max_body:
-            raise self._too_large(spec.name)
+            raise self._too_large(spec.key)
         message = await receive()
         body: bytes = message.get("body", b"")
         if message.get("more_body"):
@@ -101,7 +104,7 @@ class Invoke:
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > self.max_body:
-                    raise self._too_large(spec.name)
+                    raise self._too_large(spec.key)
             body = b"".join(parts)
         elif message["type"] == "http.disconnect":
             raise ClientGone
@@ -113,11 +116,11 @@ class Invoke:
 
         return self.controller.submit(spec, content_type, body, done), answered
 
-    def _too_large(self, name: str) -> TooLarge:
+    def _too_large(self, key: str) -> TooLarge:
         limit = self.max_body / 1e6
         return TooLarge(
             f"the body is over the limit of {limit:g} MB",
-            function=name,
+            function=key,
             phase="request",
             hint="send less, or start the server with a larger server.max_body",
         )

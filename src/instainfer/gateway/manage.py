@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
 
 from instainfer import __version__, why
 from instainfer.core import events as ev
 from instainfer.deploy import Deployer
-from instainfer.errors import BadInput, Conflict, InstaInferError, NotFound, TooLarge
+from instainfer.errors import BadInput, Conflict, InstaInferError, NotFound, TooLarge, WrongMethod
 from instainfer.gateway import present
 from instainfer.gateway.health import Health
 from instainfer.gateway.problems import render
@@ -43,6 +44,16 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         return await problem(request, BadInput(said, hint="see /openapi.json"))
+
+    @app.exception_handler(HTTPException)
+    async def elsewhere(request: Request, error: HTTPException) -> Response:
+        """What the framework refuses by itself: unknown addresses and methods."""
+        place = f"{request.method} {request.url.path}"
+        known: dict[int, type[InstaInferError]] = {404: NotFound, 405: WrongMethod}
+        kind = known.get(error.status_code, BadInput)
+        response = await problem(request, kind(f"{place}: {error.detail}", hint="see /openapi.json"))
+        response.headers.update(error.headers or {})
+        return response
 
     @app.get("/livez", tags=["health"])
     async def livez() -> dict[str, str]:
