@@ -273,10 +273,13 @@ def _reason(client: Client, activation: str) -> str:
 
 
 def _table(rows: list[dict[str, Any]], reasons: dict[str, str], console: Any) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="milliseconds, as a client sees them", pad_edge=False)
-    for column in ("function", "start", "container", "import", "load", "warm-up", "call", "end to end", "removed"):
+    table = Table(
+        title="milliseconds, as a client sees them", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in ("function", "start", "container", "import", "load", "warm-up", "call", "total", "removed"):
         table.add_column(column, justify="left" if column in ("function", "start") else "right", no_wrap=True)
     shares = []
     for name in MODELS:
