@@ -163,9 +163,8 @@ def _deploy_all(client: Client, home: Path, console: Any) -> None:
 
 def _measured(profile: dict[str, Any]) -> str:
     loading = profile["import_ms"] + profile["load_ms"] + profile["warmup_ms"]
-    return (
-        f"loading takes {loading:.0f} ms, a warm call {profile['warm_ms']:.1f} ms, {profile['loaded_mb']:.0f} MB"
-    )
+    warm = f", a warm call {profile['warm_ms']:.1f} ms" if profile["warm_ms"] else ""
+    return f"loading takes {loading:.0f} ms{warm}, {profile['loaded_mb']:.0f} MB"
 
 
 @contextlib.contextmanager

@@ -239,8 +239,10 @@ class ContainerHost:
         if self._apart and not self._gone and not shared:
             with suppress(OSError, TimeoutError, InstaInferError):
                 await self._erase(FIRST_UID + instance.revision.number)
-        if instance.failed:
-            return  # InstanceFailed said it all
+        if instance.failure is not None:
+            self._reasons.pop(name, None)
+            self._report(instance.failure)
+            return
         reason, code, request = self._reasons.pop(name, ("", "", None))
         if oom:
             limit = instance.revision.memory >> 20

@@ -85,8 +85,9 @@ class Output:
 class InstanceHost(asyncio.Protocol):
     """Speaks frames with one instance process.
 
-    Reports InstanceReady, InstanceFailed, Answered and Logged itself; its end (InstanceLost) is reported by
-    the container, which owns the process. `expire(reason, code, request)` is called when it must be killed.
+    Reports InstanceReady, Answered and Logged itself; its end (InstanceLost, or the `failure` that it told) is
+    reported by the container, which owns the process. `expire(reason, code, request)` is called when it must
+    be killed.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class InstanceHost(asyncio.Protocol):
         self.details: dict[str, Any] = {}  # what its last READY said
         self.revision = revision
         self.output = output
-        self.failed = False
+        self.failure: InstanceFailed | None = None  # what it said; reported when its process is gone
         self.loading = False
         self._report = report
         self._expire = expire
@@ -257,14 +258,14 @@ class InstanceHost(asyncio.Protocol):
         elif kind == frames.FAILED and not self.loading:
             self._expire(str(meta.get("error", "it gave up")), "instance_crashed", None)
         elif kind == frames.FAILED:
-            self.failed = True
             self._loaded()
             phase, error = str(meta.get("phase", "load")), str(meta.get("error", ""))
             trace = str(meta.get("trace", ""))
             if logs := self.output.take():
                 self._report(Logged(revision=self.revision.id, instance=self.id, logs=logs))
             reason = f"{error}\n{trace}" if trace else error
-            self._report(InstanceFailed(instance=self.id, phase=phase, reason=reason))
+            self.failure = InstanceFailed(instance=self.id, phase=phase, reason=reason)
+            self._expire(reason, "load_failed", None)
         else:
             raise ValueError(f"frame of kind {kind}")
 

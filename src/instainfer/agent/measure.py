@@ -116,9 +116,10 @@ async def _load(
 async def _calls(
     host: ContainerHost, watch: Watch, revision: Revision, package: Path, function: str
 ) -> tuple[float, str]:
-    """Median warm time over a few calls with the sample, and its answer; without a sample, a guess."""
+    """Median warm time over a few calls with the sample, and its answer. Without a sample it is 0: not known.
+    A guess would let the core start further instances on the strength of it."""
     if not revision.sample:
-        return Costs().warm_s, ""
+        return 0.0, ""
     body = await asyncio.to_thread((package / revision.sample).read_bytes)
     times, answer = [], ""
     for request in range(1, WARM_CALLS + 1):

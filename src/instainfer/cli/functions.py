@@ -35,7 +35,7 @@ def ls(
                 say_mb(profile["loaded_mb"]) if profile else "-",
                 say_ms(profile["import_ms"]) if profile else "-",
                 say_ms(profile["load_ms"]) if profile else "-",
-                say_ms(profile["warm_ms"]) if profile else "-",
+                say_ms(profile["warm_ms"]) if profile and profile["warm_ms"] else "-",
                 clock(function["created"]),
             ]
         )

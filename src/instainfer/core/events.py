@@ -82,7 +82,7 @@ class InstanceReady(Event, frozen=True, kw_only=True):
 
 
 class InstanceFailed(Event, frozen=True, kw_only=True):
-    """Its import, load or warm-up raised. The process is gone (or about to be; no InstanceLost follows)."""
+    """Its import, load or warm-up raised, and its process is gone: no InstanceLost follows."""
 
     instance: str
     phase: str
