@@ -227,7 +227,8 @@ def test_two_at_once_build_once(tmp_path: Path) -> None:
             environments.ensure("ns", 0, [line], HERE, said.append),
             other.ensure("ns", 0, [line], HERE, said.append),
         )
-        assert len([text for text in said if "installed 1" in text]) in (2, 4)
+        # Whoever got the lock builds: the one that two wait on, who both hear of it, or the other.
+        assert len([text for text in said if "installed 1" in text]) in (1, 2)
         return list(found)
 
     found = asyncio.run(both())
