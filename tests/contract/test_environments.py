@@ -199,6 +199,7 @@ def test_what_uv_cannot_do_pip_is_asked_for(tmp_path: Path, monkeypatch: pytest.
     assert "uv could not install these requirements; trying pip" in said
 
 
+@pytest.mark.slow
 def test_a_build_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     line = sdist(
         tmp_path,
