@@ -113,7 +113,9 @@ class Controller:
                 break
             overdue.append(ticket)
         for ticket in overdue:
-            self.cancel(ticket, f"it waited {self._queue_s:g} s and no instance came free")
+            if not ticket.instance:
+                reason = f"it waited {self._queue_s:g} s and no instance came free"
+                self.feed(ev.RequestCancelled(request=ticket.request, reason=reason, code="overloaded"))
 
     def flush_events(self) -> None:
         self._events.flush()
@@ -132,10 +134,10 @@ class Controller:
         self.feed(ev.RequestArrived(request=request, function=spec.key))
         return ticket
 
-    def cancel(self, ticket: Ticket, reason: str) -> None:
-        """Take back a request that still waits; one that runs is left alone."""
+    def cancel(self, ticket: Ticket) -> None:
+        """Its caller went away: take it back if it still waits; one that runs is left alone."""
         if ticket.request in self._tickets and not ticket.instance:
-            self.feed(ev.RequestCancelled(request=ticket.request, reason=reason))
+            self.feed(ev.RequestCancelled(request=ticket.request))
 
     # ---- by hand -------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ InstaInferError                         500  something of ours broke
 │   ├── InvocationFailed                502  phase `inference`: it raised
 │   ├── InstanceCrashed                 502  its process died (native crash, out of memory, exit)
 │   └── TimedOut                        504  it was killed at its time limit
+├── Cancelled                           499  the caller went away before its turn came; kept in records only
 ├── Overloaded                          503  queue full or no memory free; carries retry_after_s
 └── Unavailable                         503  the platform is starting or stopping, or a sandbox cannot be made
 """
@@ -132,6 +133,11 @@ class InstanceCrashed(FunctionFailed):
 class TimedOut(FunctionFailed):
     status = 504
     code = "timed_out"
+
+
+class Cancelled(InstaInferError):
+    status = 499  # nginx's number for it: there is no standard one, and nobody is left to read it
+    code = "cancelled"
 
 
 class Overloaded(InstaInferError):

@@ -7,6 +7,8 @@ when the directory is over its size. Nothing waits for it: what a kill -9 can lo
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +18,8 @@ import msgspec
 from instainfer.core import checkpoint
 from instainfer.core.events import AnyEvent
 from instainfer.core.state import State
+
+log = logging.getLogger(__name__)
 
 SEGMENT = 16 << 20  # bytes
 LENGTH = 4
@@ -43,22 +47,26 @@ class EventLog:
         self._policy = policy
         self._keep = keep_bytes
         self._buffer = bytearray()
+        self._failed = False  # said once
         self._file: BinaryIO | None = None
         self._written = 0
         self._number = 0
 
     @property
     def full(self) -> bool:
-        return self._written >= SEGMENT
+        """Time for a new segment: this one is long enough, or could not be written."""
+        return self._file is None or self._written >= SEGMENT
 
     def begin(self, state: State, *, now: float, wall: float, first: int) -> None:
         """A new segment, starting from this state (before the next event is handled)."""
-        self.flush()
-        if self._file is not None:
-            self._file.close()
+        self.close()
         self._number += 1
         path = self._directory / f"{wall:017.6f}-{self._epoch}-{self._number:06d}.log"
-        self._file = path.open("xb", buffering=0)
+        try:
+            self._file = path.open("xb", buffering=0)
+        except OSError as error:
+            self._fail(error)
+            return
         self._written = 0
         self._append(
             Head(
@@ -74,7 +82,8 @@ class EventLog:
         self._prune()
 
     def append(self, now: float, event: AnyEvent) -> None:
-        self._append((now, event))
+        if self._file is not None:
+            self._append((now, event))
 
     def _append(self, record: Head | tuple[float, AnyEvent]) -> None:
         buffer = self._buffer
@@ -85,14 +94,28 @@ class EventLog:
         self._written += size
 
     def flush(self) -> None:
-        if self._buffer and self._file is not None:
-            self._file.write(self._buffer)
-            self._buffer.clear()
+        """Never raises: what cannot be written ends the segment, and what follows is not kept until a new one,
+        with a checkpoint of its own, can be begun. Serving goes on without a log; `why` says where it ends."""
+        data = memoryview(bytes(self._buffer))
+        self._buffer.clear()
+        try:
+            while data and self._file is not None:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        if not self._failed:
+            log.warning("events are not kept, so `why` cannot explain them: %s", error)
+        self._failed = True
+        self._buffer.clear()
+        self.close()
 
     def close(self) -> None:
         self.flush()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._file = None
 
     def _prune(self) -> None:

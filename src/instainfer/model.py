@@ -122,13 +122,17 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.key}@{self.version}:{self.digest.rpartition(':')[2][:12]}"
 
 
+def version_of(revision: str) -> int:
+    """The version in a FunctionSpec.revision."""
+    return int(revision.rpartition("@")[2].partition(":")[0])
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """What one real load and call showed, plus which modules came from the environment, in order."""
 
     costs: Costs
     modules: tuple[str, ...] = ()
     tasks: int = 1  # threads alive after load
-    file_bytes: int = 0  # mapped file pages, weighed apart
     answer: str = ""  # what the sample gave, cut to a line
 
 

@@ -27,8 +27,8 @@ from instainfer.agent import installers
 from instainfer.agent.environments import Environment, Environments
 from instainfer.agent.installers import Sources
 from instainfer.agent.interpreters import Interpreters, mounts, probe
-from instainfer.agent.runners import SubprocessRunner
 from instainfer.errors import BuildFailed
+from tests.contract.subprocess_runner import SubprocessRunner
 
 HERE = f"3.{sys.version_info.minor}"
 NOWHERE = Sources(no_index=True)  # builds that must not need a network

@@ -106,7 +106,7 @@ def test_versions(store: Store) -> None:
 def test_delete_and_deploy_again(store: Store) -> None:
     store.add_version(spec())
     store.set_pin("ns", "f", True)
-    store.add_activations([activation("1")])
+    store.add_records([activation("1")])
     store.delete_function("ns", "f")
     assert store.functions() == []
     assert store.pins() == []
@@ -153,7 +153,7 @@ def test_pins(store: Store) -> None:
 
 def test_activations_are_listed_newest_first(store: Store) -> None:
     for n in range(6):
-        store.add_activations([activation(f"id{n}", float(n), namespace="ab"[n % 2], function="fg"[n // 3])])
+        store.add_records([activation(f"id{n}", float(n), namespace="ab"[n % 2], function="fg"[n // 3])])
 
     def ids(*arguments: Any, **options: Any) -> list[str]:
         return [found.id for found in store.activations(*arguments, **options)]
@@ -170,15 +170,15 @@ def test_activations_are_listed_newest_first(store: Store) -> None:
 
 def test_adding_again_changes_nothing(store: Store) -> None:
     first = activation("x", 1.0)
-    store.add_activations([first, msgspec.structs.replace(first, wall=2.0)])
-    store.add_activations([msgspec.structs.replace(first, wall=3.0), activation("y")])
+    store.add_records([first, msgspec.structs.replace(first, wall=2.0)])
+    store.add_records([msgspec.structs.replace(first, wall=3.0), activation("y")])
     assert store.activation("x") == first
     assert len(store.activations()) == 2
     store.add_records([], [])
 
 
 def test_logs_keep_their_order(store: Store) -> None:
-    store.add_logs([line("x", "one", 9.0), line("y", "other"), line("x", "two\u2028\0", 1.0)])
+    store.add_records([], [line("x", "one", 9.0), line("y", "other"), line("x", "two\u2028\0", 1.0)])
     store.add_records([activation("x")], [line("x", "three")])
     assert [found.text for found in store.logs("x")] == ["one", "two\u2028\0", "three"]
     assert store.logs("nobody") == []
@@ -194,7 +194,7 @@ def test_prune(store: Store) -> None:
     assert store.logs("05") == []
     assert len(store.logs("06")) == 1
     assert store.prune(keep_activations=4, keep_s=100.0, wall=10.0) == 0
-    store.add_activations([activation(f"t{n}", 9.0) for n in range(5)])
+    store.add_records([activation(f"t{n}", 9.0) for n in range(5)])
     assert store.prune(keep_activations=4, keep_s=100.0, wall=10.0) == 5  # ties: ordered by id
     assert [found.id for found in store.activations()] == ["t4", "t3", "t2", "t1"]
 
@@ -224,7 +224,7 @@ anything = st.builds(
 @settings(deadline=None, max_examples=50)
 def test_an_activation_comes_back_as_it_went(given: list[Activation]) -> None:
     store = SqlStore("sqlite://")
-    store.add_activations(given)
+    store.add_records(given)
     assert [store.activation(one.id) for one in given] == given
     store.close()
 
@@ -236,7 +236,7 @@ def test_threads_at_once(store: Store) -> None:
         try:
             for n in range(20):
                 store.add_version(spec(name="shared"))
-                store.add_activations([activation(f"{who}-{n}")])
+                store.add_records([activation(f"{who}-{n}")])
                 store.function_number("ns", f"{who}-{n}")
                 store.activations("ns", limit=3)
         except BaseException as error:  # noqa: BLE001 - handed to the test's thread
@@ -396,6 +396,6 @@ def test_kill_during_batches(tmp_path: Path) -> None:
     found = {one.id for one in store.activations(limit=10**9)}
     assert {f"{n:09}" for n in range(promised + 1)} <= found
     assert found == {f"{n:09}" for n in range(len(found))}  # batches are whole and in order
-    store.add_activations([activation("after")])
+    store.add_records([activation("after")])
     assert store.activation("after").id == "after"
     store.close()

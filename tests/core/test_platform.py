@@ -280,7 +280,7 @@ def test_cancel_takes_back_only_who_waits() -> None:
     running, waiting = w.arrive(), w.arrive()
     w.fed(ev.RequestCancelled(request=running))
     w.fed(ev.RequestCancelled(request=waiting))
-    assert running in w.running and w.ended[waiting] == "overloaded"
+    assert running in w.running and w.ended[waiting] == "cancelled"
     w.finish(running)
     w.settle()
 

@@ -1,4 +1,4 @@
-"""One server for all tests that leave it as it was; every test has a namespace of its own."""
+"""One server for all tests that leave it as it was; every test has a namespace of its own. And bare instances."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.live.instances import Start
 from tests.live.server_helpers import Server
 
 #: Small, so that what goes over them does so quickly.
@@ -54,3 +55,11 @@ def neighbour(server: Server) -> Iterator[None]:
     after = server.call(*name)
     assert (after.json(), after.headers["x-instainfer-start"]) == (before, "warm")
     assert server.http.get("/healthz").status_code == 200
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    starter = Start(tmp_path)
+    yield starter
+    for live in starter.started:
+        live.close()

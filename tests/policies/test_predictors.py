@@ -117,7 +117,7 @@ class TestPoisson:
         subject.observe("n/f", 100.0)
         assert subject.rate("n/f", 100.0) == 0.0
         assert subject.probability("n/f", 100.0, 1e6) == 0.0
-        assert subject.t_load("n/f", 0.06) == math.inf
+        assert due_after(subject.rate("n/f", 100.0), 0.06) == math.inf
 
     def test_fewer_arrivals_than_the_window_use_those_there_are(self) -> None:
         subject = SlidingWindowPoisson(window=10)
@@ -139,10 +139,11 @@ class TestPoisson:
         for n in range(11):
             subject.observe("n/f", 60.0 * n)  # rate 1/60, last at 600
         assert subject.probability("n/f", 700.0, 60.0) == pytest.approx(0.632120559)
-        assert subject.t_load("n/f", 0.06) == pytest.approx(600 + 3.712524)  # -60 ln 0.94
-        assert subject.t_offload("n/f", 0.94) == pytest.approx(600 + 168.804643)  # -60 ln 0.06
-        assert subject.t_load("n/f", 0.05) == pytest.approx(600 + 3.077598)  # -60 ln 0.95
-        assert subject.t_offload("n/f", 0.85) == pytest.approx(600 + 113.827199)  # -60 ln 0.15
+        rate = subject.rate("n/f", 700.0)
+        assert due_after(rate, 0.06) == pytest.approx(3.712524)  # -60 ln 0.94
+        assert due_after(rate, 0.94) == pytest.approx(168.804643)  # -60 ln 0.06
+        assert due_after(rate, 0.05) == pytest.approx(3.077598)  # -60 ln 0.95
+        assert due_after(rate, 0.85) == pytest.approx(113.827199)  # -60 ln 0.15
 
     def test_the_timer_formula_at_its_ends(self) -> None:
         assert due_after(0.5, 0.0) == 0.0

@@ -130,8 +130,7 @@ class Missing(Message, frozen=True, kw_only=True):
 
 
 class Answered(Message, frozen=True, kw_only=True):
-    """The function's answer (`problem` empty) or its error. `queued_s`: from the command to the frame sent,
-    freezing others included."""
+    """The function's answer (`problem` empty) or its error."""
 
     request: int
     instance: str
@@ -140,7 +139,6 @@ class Answered(Message, frozen=True, kw_only=True):
     body: bytes = b""
     problem: dict[str, Any] = {}
     logs: tuple[tuple[str, str], ...] = ()  # (stream, text)
-    queued_s: float = 0.0
 
 
 class Logged(Message, frozen=True, kw_only=True):

@@ -19,15 +19,13 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
-import uvicorn
 
-from instainfer import wire
+from instainfer import listening, wire
 from instainfer.agent.base import Agent, Command, Report
 from instainfer.core.events import NodeJoined
 from instainfer.errors import BadInput, BadSettings, Conflict, InstaInferError, NotAllowed, NotFound, Unavailable
@@ -36,7 +34,6 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 2.0  # a stream with nothing to say beats this often
 KEPT = 256 << 20  # bytes of reports kept for a controller that does not take them
-SHUTDOWN_S = 5
 
 
 class Session:
@@ -295,55 +292,17 @@ async def _answer(send: Any, status: int, body: bytes = b"") -> None:
 # ---- serving -------------------------------------------------------------------------------------------------
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, with signals left to whoever runs it. `up` is set once it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 @contextlib.asynccontextmanager
 async def serving(agent: Agent, host: str, port: int, key: str, *, kept: int = KEPT) -> AsyncIterator[str]:
     """Serve within the context; gives the URL (`port` 0: any free one). Its end ends everything on the node.
     Raises BadSettings without a key, Unavailable where it cannot listen."""
     app = AgentServer(agent, key, kept=kept)
-    listening = _listen(host, port)
-    with listening:
-        config = uvicorn.Config(
-            app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-        )
-        server = _Server(config)
-        task = asyncio.create_task(server.serve(sockets=[listening]))
-        up = asyncio.create_task(server.up.wait())
-        await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            up.cancel()
-            task.result()
-            raise Unavailable("the HTTP server ended at once")
-        where, port = listening.getsockname()[:2]
-        try:
-            yield f"http://[{where}]:{port}" if ":" in where else f"http://{where}:{port}"
-        finally:
-            await app.aclose()
-            server.should_exit = True
-            await task
+    with listening.bind(host, port) as bound:
+        async with listening.serving(app, bound, access_log=False):
+            try:
+                yield listening.url(bound)
+            finally:
+                await app.aclose()
 
 
 async def serve(agent: Agent, host: str, port: int, key: str) -> None:
@@ -351,16 +310,3 @@ async def serve(agent: Agent, host: str, port: int, key: str) -> None:
     async with serving(agent, host, port, key) as url:
         log.info("agent %s serves at %s", agent.node, url)
         await asyncio.get_running_loop().create_future()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise Unavailable(
-            f"{host}:{port} cannot be listened on: {error.strerror}", hint="choose another host or port"
-        ) from None
-    return listening

@@ -24,6 +24,7 @@ from instainfer.sandbox.base import ContainerSpec, Mount, Sandbox
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
+GONE = ".gone-"  # a package on its way out
 #: Kept: a union would be built and walked for every invocation.
 OF_INSTANCE = (base.Invoke, actions.Freeze, actions.Thaw, actions.Raise, actions.Offload)
 
@@ -246,7 +247,7 @@ class LocalAgent:
                 continue
             path = self._path(revision)
             if not any(self._path(other) == path for other in self._revisions.values()):
-                gone = path.with_name(f".gone-{time.monotonic_ns()}-{path.name}")  # it may be provided meanwhile
+                gone = path.with_name(f"{GONE}{time.monotonic_ns()}-{path.name}")  # it may be provided meanwhile
                 with suppress(OSError):
                     path.rename(gone)
                 await asyncio.to_thread(shutil.rmtree, gone, ignore_errors=True)
@@ -294,9 +295,10 @@ class LocalAgent:
 
     async def _retain(self, environments: tuple[str, ...]) -> None:
         await asyncio.to_thread(self._environments.sweep, environments)
-        needed = {self._path(revision) for revision in self._revisions.values()}
         for path in await asyncio.to_thread(list, (self._data / "packages").glob("*/*")):
-            if path not in needed and path not in {self._path(r) for r in self._revisions.values()}:
+            # What is being extracted has a hidden name and cleans up after itself.
+            needed = path in {self._path(revision) for revision in self._revisions.values()}
+            if not needed and (not path.name.startswith(".") or path.name.startswith(GONE)):
                 await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
     # ---- once a second -------------------------------------------------------------------------------------

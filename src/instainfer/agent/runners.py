@@ -1,4 +1,4 @@
-"""How a build's programs are run: in this process's own place, or inside a namespace's sandbox.
+"""How a build's programs are run: inside a sandbox of their namespace.
 
 What a build runs is tenant code (an sdist's setup.py, a build backend), so the agent itself never executes any
 of it: it hands arguments to a Runner and reads lines.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +20,7 @@ from instainfer.sandbox.base import ContainerSpec, Mount, Sandbox
 LONGEST_LINE = 16 << 10
 BUILDER_UID = 1  # inner uid of builds: not root, and no function's
 BUILD_MEMORY = 4 << 30  # bytes: compilers of native extensions need one or two
-_AFTER_S = 2.0  # what a program's own children may still say after it has ended
+AFTER_S = 2.0  # what a program's own children may still say after it has ended
 
 
 class Runner(Protocol):
@@ -48,51 +46,6 @@ class Runner(Protocol):
     def owner(self, uid_base: int) -> int | None:
         """Host uid that has to own what is writable, None when the programs run as ourselves."""
         ...
-
-
-class SubprocessRunner:
-    """No isolation at all: a plain child of ours."""
-
-    def owner(self, uid_base: int) -> int | None:
-        return None
-
-    async def run(
-        self,
-        *,
-        namespace: str,
-        uid_base: int,
-        argv: Sequence[str],
-        env: Mapping[str, str],
-        cwd: Path,
-        read_only: Sequence[Path],
-        writable: Sequence[Path],
-        network: bool,
-        on_line: Callable[[str], None],
-        timeout_s: float,
-    ) -> int:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            env=dict(env),
-            cwd=cwd,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            umask=0o022,
-        )
-        assert process.stdout is not None
-        reading = asyncio.create_task(_read_lines(process.stdout, on_line))
-        try:
-            async with asyncio.timeout(timeout_s):
-                status = await process.wait()
-            await asyncio.wait([reading], timeout=_AFTER_S)
-            return status
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
 
 
 class SandboxRunner:
@@ -150,7 +103,7 @@ class SandboxRunner:
                 for fd in (spawned.stdout_fd, spawned.stderr_fd):
                     readers.append(asyncio.create_task(_read_pipe(fd, on_line)))
                 ended = await asyncio.shield(link.exited("build"))
-            await asyncio.wait(readers, timeout=_AFTER_S)
+            await asyncio.wait(readers, timeout=AFTER_S)
             if ended.signal is None and ended.code is None:
                 raise Unavailable(
                     "the build's container was lost", hint="it may have needed too much memory", phase="build"
@@ -171,12 +124,12 @@ async def _read_pipe(fd: int, on_line: Callable[[str], None]) -> None:
         lambda: asyncio.StreamReaderProtocol(reader), pipe
     )
     try:
-        await _read_lines(reader, on_line)
+        await read_lines(reader, on_line)
     finally:
         transport.close()  # uvloop's does not close itself at the end
 
 
-async def _read_lines(reader: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
+async def read_lines(reader: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
     """Lines end with \\n or \\r (progress bars); one without an end is cut at LONGEST_LINE."""
     rest = b""
     while chunk := await reader.read(64 << 10):

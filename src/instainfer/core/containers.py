@@ -41,7 +41,7 @@ def load(
     state: State, function: FunctionState, container: Container, level: Level, *, ahead: bool, why: Why
 ) -> Instance:
     """Start an instance. The container must be open; the load becomes what executes in it."""
-    instance = Instance(state.next_id("i"), function, container, level, ahead, state.now)
+    instance = Instance(state.next_id("i"), function, container, level, state.now)
     container.instances[instance.id] = instance
     function.instances[instance.id] = instance
     state.instances[instance.id] = instance
@@ -67,7 +67,6 @@ def lift(state: State, instance: Instance, *, ahead: bool, why: Why) -> None:
     instance.started = state.now
     instance.started_level = instance.level
     instance.target = Level.LOADED
-    instance.ahead = ahead
     instance.bytes = max(instance.bytes, instance.function.expected_bytes(Level.LOADED))
     instance.container.active = instance
     expose(state, instance)

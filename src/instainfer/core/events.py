@@ -42,10 +42,11 @@ class RequestArrived(Event, frozen=True, kw_only=True):
 
 
 class RequestCancelled(Event, frozen=True, kw_only=True):
-    """The caller went away or its wait is over."""
+    """The caller went away, or (`code` overloaded) its wait is over. Concerns only a request that waits."""
 
     request: int
-    reason: str = "cancelled"
+    reason: str = "the caller went away"
+    code: str = "cancelled"
 
 
 class InvocationFinished(Event, frozen=True, kw_only=True):

@@ -46,7 +46,6 @@ def explain(platform: Platform, log: Iterable[tuple[float, AnyEvent]], request: 
     state = platform.state
     past: dict[str, deque[tuple[float, str, act.Why]]] = {}
     arrival: tuple[float, str, float, float, float | None] | None = None
-    failed = ""
     for now, event in log:
         if isinstance(event, RequestArrived) and event.request == request:
             name = event.function
@@ -59,20 +58,24 @@ def explain(platform: Platform, log: Iterable[tuple[float, AnyEvent]], request: 
                 None if last is None else now - last,
             )
         if isinstance(event, InstanceFailed) and (instance := state.instances.get(event.instance)):
-            failed = instance.function.spec.name
-            past.setdefault(failed, deque(maxlen=KEEP)).append(
-                (now, f"{event.instance} failed", act.Why(rule=event.reason.partition("\n")[0]))
-            )
+            why = act.Why(rule=event.reason.partition("\n")[0])
+            _remember(past, instance.function.spec.name, now, f"{event.instance} failed", why)
         for action in platform.handle(event, now):
             for function, what, why in _told(state, action):
-                past.setdefault(function, deque(maxlen=KEEP)).append((now, what, why))
+                _remember(past, function, now, what, why)
             if isinstance(action, act.Dispatch | act.Reject) and action.request == request and arrival:
-                return _explanation(state_of=platform, action=action, arrival=arrival, past=past)
+                return _explanation(platform=platform, action=action, arrival=arrival, past=past)
     return (
-        _explanation(state_of=platform, action=None, arrival=arrival, past=past, request=request)
+        _explanation(platform=platform, action=None, arrival=arrival, past=past, request=request)
         if arrival
         else None
     )
+
+
+def _remember(
+    past: dict[str, deque[tuple[float, str, act.Why]]], function: str, now: float, what: str, why: act.Why
+) -> None:
+    past.setdefault(function, deque(maxlen=KEEP)).append((now, what, why))
 
 
 def _told(state: State, action: act.AnyAction) -> list[tuple[str, str, act.Why]]:
@@ -102,14 +105,14 @@ def _told(state: State, action: act.AnyAction) -> list[tuple[str, str, act.Why]]
 
 def _explanation(
     *,
-    state_of: Platform,
+    platform: Platform,
     action: act.Dispatch | act.Reject | None,
     arrival: tuple[float, str, float, float, float | None],
     past: dict[str, deque[tuple[float, str, act.Why]]],
     request: int = 0,
 ) -> Explanation:
     at, function, rate, probability, last_s = arrival
-    instance = state_of.state.instances.get(action.instance) if action is not None else None
+    instance = platform.state.instances.get(action.instance) if action is not None else None
     decisions = tuple(Decision(ago_s=at - then, what=what, why=why) for then, what, why in past.get(function, ()))
     start = str(action.start) if isinstance(action, act.Dispatch) else ""
     return Explanation(
@@ -123,7 +126,7 @@ def _explanation(
         rate=rate,
         last_s=last_s,
         decisions=decisions,
-        advice=_advice(state_of, start, function, decisions, last_s),
+        advice=_advice(platform, start, function, decisions, last_s),
     )
 
 

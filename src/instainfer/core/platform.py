@@ -62,7 +62,7 @@ def request_arrived(state: State, event: ev.RequestArrived) -> None:
 
 
 def request_cancelled(state: State, event: ev.RequestCancelled) -> None:
-    """Only a waiting request can be taken back; one that runs ends by its instance's answer."""
+    """One that runs is left alone: it ends by its instance's answer."""
     request = state.requests.get(event.request)
     if request is None or request.instance is not None:
         return
@@ -72,7 +72,7 @@ def request_cancelled(state: State, event: ev.RequestCancelled) -> None:
         for instance in function.instances.values():
             if instance.container.clearing is instance and not function.queue:
                 instance.container.clearing = None
-    dispatch.reject(state, request, "overloaded", event.reason)
+    dispatch.reject(state, request, event.code, event.reason)
     if not function.queue:
         state.starved.pop(function.spec.name, None)
 

@@ -1,14 +1,14 @@
 """What is in memory ahead of requests: the placement pass, pre-loading by hand, and pressure inside a container.
 
 Nothing here creates or destroys a container, nor moves the time it was last used: pre-loading wastes nothing
-and is compatible with any keep-alive policy (InstaInfer §4, an invariant under test).
+and is compatible with any keep-alive policy (the papers' promise, an invariant under test).
 """
 
 from __future__ import annotations
 
 from instainfer.core import containers
 from instainfer.core.actions import Answer, Why
-from instainfer.core.state import FunctionState, State
+from instainfer.core.state import Container, FunctionState, State
 from instainfer.model import Level
 
 PRESSURE = 0.95  # of a container's limit: beyond it guests go, lowest value first, before the kernel chooses
@@ -41,14 +41,13 @@ def place(state: State) -> None:
             if guest is not None and guest.evictable and guest.container is container:
                 containers.offload(state, guest, Why(rule=f"displaced by {pre.function}: {pre.rule}"))
         # What was displaced holds its bytes until it is gone: the next pass (asked for by its end) loads.
-        preload(state, function, container.id, pre.level, why)
+        preload(state, function, container, pre.level, why)
     if plan.wake_at is not None:
         state.ask_for_pass(plan.wake_at)
 
 
-def preload(state: State, function: FunctionState, container_id: str, level: Level, why: Why) -> bool:
+def preload(state: State, function: FunctionState, container: Container, level: Level, why: Why) -> bool:
     """Load or raise ahead in this open container, if its bytes fit now."""
-    container = state.containers[container_id]
     if not set(function.spec.mounts) <= set(container.mounts):
         return False
     there = container.of(function)
@@ -81,7 +80,7 @@ def by_hand(state: State, token: int, name: str) -> None:
         if c.open and c.namespace == function.spec.zone and (state.guests[c.node] or c.owner == name)
     ]
     for container in sorted(rooms, key=lambda c: (-c.free, c.id)):
-        if preload(state, function, container.id, Level.LOADED, why):
+        if preload(state, function, container, Level.LOADED, why):
             message = f"pre-loading {name} into the idle memory of {container.id} (owner {container.owner})"
             state.out.append(Answer(token=token, ok=True, message=message))
             return

@@ -36,13 +36,11 @@ class Request:
 
 class Instance(Lifecycle):
     __slots__ = (
-        "ahead", "bytes", "container", "for_request", "frozen", "function", "id", "interrupted", "level",
+        "bytes", "container", "for_request", "frozen", "function", "id", "interrupted", "level",
         "ready_at", "revision", "running", "served", "started", "started_level", "target",
     )  # fmt: skip
 
-    def __init__(
-        self, id: str, function: FunctionState, container: Container, target: Level, ahead: bool, now: float
-    ) -> None:
+    def __init__(self, id: str, function: FunctionState, container: Container, target: Level, now: float) -> None:
         super().__init__(f"instance {id} of {function.spec.revision} in {container.id}", "instance", now)
         self.id = id
         self.function = function
@@ -51,7 +49,6 @@ class Instance(Lifecycle):
         self.level = Level.NONE
         self.started_level = Level.NONE  # where the present load started from
         self.target = target
-        self.ahead = ahead
         self.for_request: int | None = None
         self.bytes = function.expected_bytes(target)
         self.frozen = False
@@ -73,7 +70,7 @@ class Instance(Lifecycle):
 
 class Container(Lifecycle):
     __slots__ = (
-        "active", "clearing", "created", "doomed", "function", "id", "instances", "last_used", "limit", "mounts",
+        "active", "clearing", "created", "doomed", "id", "instances", "last_used", "limit", "mounts",
         "namespace", "node", "owner", "reserved", "suspended", "thawed", "timer", "uses",
     )  # fmt: skip
 

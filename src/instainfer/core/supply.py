@@ -18,10 +18,8 @@ GIVE_UP_S = 1.0  # a request never waits less than this for a busy instance befo
 
 def ensure(state: State, function: FunctionState) -> None:
     """See that those who wait for `function` will be served, starting at most one further instance."""
-    if not function.queue and not (function.pinned and function.best_level() < Level.LOADED):
-        state.starved.pop(function.spec.name, None)
-        return
-    if needs_more(state, function):
+    wanted = function.queue or (function.pinned and function.best_level() < Level.LOADED)
+    if wanted and needs_more(state, function):
         start(state, function)
     else:
         state.starved.pop(function.spec.name, None)
@@ -30,21 +28,33 @@ def ensure(state: State, function: FunctionState) -> None:
         state.out.append(SetTimer(timer=f"queue:{function.spec.name}", at=function.timer))
 
 
-def needs_more(state: State, function: FunctionState) -> bool:
-    live = [instance for instance in function.instances.values() if not instance.stale]
-    loading = [instance for instance in live if instance.state == "loading"]
-    serving = [instance for instance in live if instance.state in ("ready", "running")]
+def coming(state: State, function: FunctionState) -> int:
+    """Instances that load, containers that are being created for it, room that is being made for it."""
+    loading = sum(1 for i in function.instances.values() if i.state == "loading" and not i.stale)
     reserved = sum(1 for container in state.containers.values() if container.reserved is function)
-    coming = len(loading) + len(function.creating) + reserved
-    if not coming and not serving:
+    return loading + len(function.creating) + reserved
+
+
+def has_supply(state: State, function: FunctionState) -> bool:
+    """Is any instance there or coming that could serve those who wait?"""
+    there = ("imported", "ready", "running")
+    return bool(coming(state, function)) or any(
+        i.state in there and not i.stale for i in function.instances.values()
+    )
+
+
+def needs_more(state: State, function: FunctionState) -> bool:
+    serving = [i for i in function.instances.values() if i.state in ("ready", "running") and not i.stale]
+    soon = coming(state, function)
+    if not soon and not serving:
         return True
     waiting = len(function.queue)
-    if waiting <= coming:
+    if waiting <= soon:
         return False
-    if not coming and all(stuck(state, instance) for instance in serving):
+    if not soon and all(stuck(state, instance) for instance in serving):
         return True
     # Worth it when the last in the queue gains more by it than its load costs.
-    slots = len(serving) * function.spec.concurrency + coming
+    slots = len(serving) * function.spec.concurrency + soon
     work = function.service_s * waiting
     return work / slots - work / (slots + 1) > function.cold_s
 
@@ -58,42 +68,38 @@ def stuck(state: State, instance: Instance) -> bool:
     return state.now >= since + max(instance.function.cold_s, GIVE_UP_S)
 
 
-def has_supply(state: State, function: FunctionState) -> bool:
-    """Is any instance there or coming that could serve those who wait?"""
-    return (
-        bool(function.creating)
-        or any(not i.stale and i.state not in ("ending", "gone") for i in function.instances.values())
-        or any(container.reserved is function for container in state.containers.values())
-    )
-
-
 def start(state: State, function: FunctionState) -> None:
-    """One more instance: raise one that has its libraries, else load into an idle container that is the
-    function's own, else create a container, else ask the keep-alive policy for victims and wait."""
+    """One more instance, or memory for one: until it is there the function waits in `starved`."""
+    if begin(state, function):
+        state.starved.pop(function.spec.name, None)
+    else:
+        state.starved.setdefault(function.spec.name, function)
+        make_room(state, function)
+
+
+def begin(state: State, function: FunctionState) -> bool:
+    """Raise an instance that has its libraries, else load into an idle container that is the function's own,
+    else create a container; refuse what can never fit. False where memory is missing."""
     request = function.queue[0].id if function.queue else None
     why = "a request waits and no instance can take it" if function.queue else "it is pinned"
-    name, need, largest = function.spec.name, function.spec.memory, state.ledger.largest
     for instance in function.instances.values():
         if instance.state == "imported" and not instance.stale and instance.container.open:
             instance.for_request = request
             rule = f"{why}: its libraries are ready, load its model"
             containers.lift(state, instance, ahead=False, why=Why(rule=rule))
-            return
+            return True
     if into_own(state, function, request, why):
-        state.starved.pop(name, None)
-        return
+        return True
+    need, largest = function.spec.memory, state.ledger.largest
     if need > largest:
         reason = f"it declares {need >> 20} MB and no node has more than {largest >> 20} MB for containers"
         dispatch.reject_queue(state, function, "overloaded", reason)
-        state.starved.pop(name, None)
-        return
+        return True
     for node in sorted(state.ledger.nodes, key=lambda node: (-state.ledger.free(node), node)):
         if state.ledger.free(node) >= need:
             containers.create(state, function, node, Why(rule=f"{why}: a container of its own"))
-            state.starved.pop(name, None)
-            return
-    state.starved.setdefault(name, function)
-    make_room(state, function)
+            return True
+    return False
 
 
 def into_own(state: State, function: FunctionState, request: int | None, why: str) -> bool:

@@ -124,7 +124,7 @@ class Protocol(HttpToolsProtocol):
         self._call = None
         super().connection_lost(exc)
         if type(call) is Call and call.ticket is not None:
-            self._hot.controller.cancel(call.ticket, "the caller went away")  # nobody needs the answer
+            self._hot.controller.cancel(call.ticket)  # nobody needs the answer
 
     def _done(self, call: Call, ticket: Ticket) -> None:
         call.ticket = None

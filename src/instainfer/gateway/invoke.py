@@ -131,7 +131,7 @@ class Invoke:
         try:
             await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not answered.done():
-                self.controller.cancel(ticket, "the caller went away")
+                self.controller.cancel(ticket)
         finally:
             gone.cancel()
         await answered

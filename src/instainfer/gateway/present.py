@@ -6,7 +6,7 @@ from typing import Any
 
 from instainfer.controller import Controller
 from instainfer.core.state import Container, FunctionState
-from instainfer.model import Activation, FunctionSpec, Phases, Profile
+from instainfer.model import Activation, FunctionSpec, Phases, Profile, version_of
 from instainfer.store.base import LogLine
 
 MB = 1e6
@@ -144,7 +144,7 @@ def container(controller: Controller, of: Container, now: float) -> dict[str, An
             {
                 "id": instance.id,
                 "function": instance.function.spec.name,
-                "version": int(instance.revision.rpartition("@")[2].partition(":")[0]),
+                "version": version_of(instance.revision),
                 "level": instance.level.name.lower(),
                 "state": instance.state,
                 "frozen": instance.frozen,

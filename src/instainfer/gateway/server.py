@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
 from instainfer.agent.environments import Environments
@@ -32,12 +31,13 @@ from instainfer.core import events as ev
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.deploy import Deployer
-from instainfer.errors import NotAllowed, Unavailable
+from instainfer.errors import InstaInferError, NotAllowed, Unavailable
 from instainfer.eventlog import EventLog
 from instainfer.gateway import invoke, manage
 from instainfer.gateway.direct import Protocol
 from instainfer.gateway.health import Health
 from instainfer.gateway.problems import render
+from instainfer.listening import bind, serving, url
 from instainfer.observe import Metrics
 from instainfer.policies import registry
 from instainfer.policies.predict.forecast import Forecast
@@ -51,22 +51,6 @@ PRUNE_S = 600.0
 KEEP_RECORDS_S = 30 * 86400.0
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
-
-
-class Server(uvicorn.Server):
-    """uvicorn, with signals left to us: two of them run in one loop. `up` is set once it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def run(settings: Settings) -> None:
@@ -113,7 +97,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     data = settings.server.data_dir
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     stack.enter_context(_alone(data))
-    listening = _listen(settings)
+    listening = bind(settings.server.host, settings.server.port)
     stack.callback(listening.close)
     clock, epoch = BootClock(), secrets.token_hex(4)
     store = SqlStore(f"sqlite:///{data / 'instainfer.db'}")
@@ -182,8 +166,9 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         os.umask(old)
     stack.callback(admin.unlink, missing_ok=True)
     key = f"Bearer {settings.server.api_key}".encode() if settings.server.api_key else b""
-    await _run(stack, _gate(app, key), listening, settings, hot, key)
-    await _run(stack, app, local, settings, hot, b"")
+    for face, bound, asked in ((_gate(app, key), listening, key), (app, local, b"")):
+        direct = functools.partial(Protocol, hot=hot, key=asked)
+        await stack.enter_async_context(serving(face, bound, http=direct, access_log=settings.server.access_log))
     pruning = asyncio.create_task(_prune(store, settings, clock))
     stack.callback(pruning.cancel)
 
@@ -198,7 +183,6 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
 
 
 def _announce(settings: Settings, health: Health, listening: socket.socket) -> None:
-    host, port = listening.getsockname()[:2]
     policy = health.status()["policy"]
     log.info(
         "sandbox %s, memory %.0f MB, mode %s, predictor %s, keep-alive %s, %d functions",
@@ -211,8 +195,7 @@ def _announce(settings: Settings, health: Health, listening: socket.socket) -> N
     )
     for missing in health.sandbox.enforces.missing():
         log.warning("the %s sandbox does not isolate everything: %s", health.sandbox.name, missing)
-    shown = f"[{host}]" if ":" in host else host
-    print(f"instainfer serves at http://{shown}:{port}", flush=True)
+    print(f"instainfer serves at {url(listening)}", flush=True)
 
 
 async def _republish(store: SqlStore, deployer: Deployer, controller: Controller) -> None:
@@ -261,22 +244,6 @@ def _gate(app: App, expected: bytes) -> App:
     return gate
 
 
-def _listen(settings: Settings) -> socket.socket:
-    host, port = settings.server.host, settings.server.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise Unavailable(
-            f"{host}:{port} cannot be listened on: {error.strerror}",
-            hint="another server may be running there: choose another --port",
-        ) from None
-    return listening
-
-
 @contextlib.contextmanager
 def _alone(data: Path) -> Iterator[None]:
     """One server per data directory."""
@@ -290,50 +257,15 @@ def _alone(data: Path) -> Iterator[None]:
         yield
 
 
-async def _run(
-    stack: contextlib.AsyncExitStack,
-    app: App,
-    listening: socket.socket,
-    settings: Settings,
-    hot: invoke.Invoke,
-    key: bytes,
-) -> None:
-    """Serve `app` on the socket until the stack unwinds."""
-    server = Server(
-        uvicorn.Config(
-            app,
-            http=functools.partial(Protocol, hot=hot, key=key),  # type: ignore[arg-type] # uvicorn only calls it
-            proxy_headers=False,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=settings.server.access_log,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
-    )
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    up = asyncio.create_task(server.up.wait())
-    await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        up.cancel()
-        task.result()
-        raise Unavailable("the HTTP server ended at once")
-
-    async def close() -> None:
-        server.should_exit = True
-        await task
-
-    stack.push_async_callback(close)
-
-
 async def _prune(store: SqlStore, settings: Settings, clock: BootClock) -> None:
     while True:
         await asyncio.sleep(PRUNE_S)
-        await asyncio.to_thread(
-            store.prune,
-            keep_activations=settings.records.keep_activations,
-            keep_s=KEEP_RECORDS_S,
-            wall=clock.wall(),
-        )
+        try:
+            await asyncio.to_thread(
+                store.prune,
+                keep_activations=settings.records.keep_activations,
+                keep_s=KEEP_RECORDS_S,
+                wall=clock.wall(),
+            )
+        except InstaInferError as error:
+            log.warning("old records stay for now: %s", error.message)

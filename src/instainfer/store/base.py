@@ -65,13 +65,9 @@ class Store(Protocol):
         """(namespace, name), sorted."""
         ...
 
-    def add_records(self, activations: Sequence[Activation], logs: Sequence[LogLine]) -> None:
+    def add_records(self, activations: Sequence[Activation], logs: Sequence[LogLine] = ()) -> None:
         """All in one transaction. An activation whose id is there already is left as it is."""
         ...
-
-    def add_activations(self, activations: Sequence[Activation]) -> None: ...
-
-    def add_logs(self, logs: Sequence[LogLine]) -> None: ...
 
     def activations(
         self,

@@ -310,7 +310,7 @@ class SqlStore:
 
     # ---- activations and logs
 
-    def add_records(self, activations: Sequence[Activation], logs: Sequence[LogLine]) -> None:
+    def add_records(self, activations: Sequence[Activation], logs: Sequence[LogLine] = ()) -> None:
         lines = [msgspec.structs.asdict(line) for line in logs]
         with self._write() as db:
             if activations and self._engine.dialect.name == "sqlite":
@@ -323,12 +323,6 @@ class SqlStore:
                 db.execute(self._insert(_activations).on_conflict_do_nothing(index_elements=["id"]), rows)
             if lines:
                 db.execute(sa.insert(_logs), lines)
-
-    def add_activations(self, activations: Sequence[Activation]) -> None:
-        self.add_records(activations, ())
-
-    def add_logs(self, logs: Sequence[LogLine]) -> None:
-        self.add_records((), logs)
 
     def activations(
         self,

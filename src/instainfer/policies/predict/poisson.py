@@ -61,15 +61,3 @@ class SlidingWindowPoisson:
     def last(self, function: str) -> float | None:
         arrivals = self._arrivals.get(function)
         return arrivals[-1] if arrivals else None
-
-    def t_load(self, function: str, p_load: float) -> float:
-        """When to load it, on the platform's clock; infinite when it has no rate."""
-        return self._due(function, p_load)
-
-    def t_offload(self, function: str, p_offload: float) -> float:
-        """When to off-load it, on the platform's clock; infinite when it has no rate."""
-        return self._due(function, p_offload)
-
-    def _due(self, function: str, p: float) -> float:
-        last = self.last(function)
-        return math.inf if last is None else last + due_after(self.rate(function, last), p)
