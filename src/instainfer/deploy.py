@@ -21,8 +21,9 @@ from instainfer import packages
 from instainfer.agent import base as wire
 from instainfer.clock import Clock
 from instainfer.controller import Controller
-from instainfer.errors import BadInput, BadSettings, InstaInferError, NotFound
+from instainfer.errors import BadInput, BadSettings, InstaInferError, NotFound, Unavailable
 from instainfer.model import Function, FunctionSpec, Profile
+from instainfer.settings import Settings
 from instainfer.store.base import Store
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
@@ -114,6 +115,11 @@ class Deployer:
             stage = phase
             said.put_nowait({"event": "progress", "phase": phase, "message": message})
 
+        def failed(error: InstaInferError) -> None:
+            error.function = error.function or f"{namespace}/{name}"
+            error.phase = error.phase or stage
+            said.put_nowait({"event": "failed", "error": error})
+
         async def work() -> None:
             try:
                 check_name(namespace, "namespace")
@@ -122,9 +128,9 @@ class Deployer:
                     spec, profile = await self._deploy(namespace, name, data, overrides, sample, progress)
                 said.put_nowait({"event": "deployed", "spec": spec, "profile": profile})
             except InstaInferError as error:
-                error.function = error.function or f"{namespace}/{name}"
-                error.phase = error.phase or stage
-                said.put_nowait({"event": "failed", "error": error})
+                failed(error)
+            except OSError as error:
+                failed(Unavailable(f"the data directory cannot be used: {error}", hint="is its disk full?"))
             finally:
                 said.put_nowait(None)
 
@@ -146,44 +152,22 @@ class Deployer:
         progress: Progress,
     ) -> tuple[FunctionSpec, Profile]:
         progress("package", f"checking {len(data) / 1e6:.1f} MB")
-        sample_type = ""
         overrides = dict(overrides)
         hold = bool(overrides.pop("hold", False))
+        sample_type = ""
         if sample is not None:
-            path = f"instainfer-sample/{PurePosixPath(sample[0]).name or 'sample'}"
+            overrides["sample"] = path = f"instainfer-sample/{PurePosixPath(sample[0]).name or 'sample'}"
             data = await asyncio.to_thread(with_file, data, path, sample[1])
-            overrides = {**overrides, "sample": path}
             sample_type = sample[2]
         package = await asyncio.to_thread(packages.open_package, data)
         settings = packages.read_settings(package, overrides)
         style, entry = packages.find_entry(package, settings, function=f"{namespace}/{name}")
-        if settings.memory > self._largest:
-            raise BadSettings(
-                f"memory = {settings.memory / 1e6:.0f} MB is more than this node has for containers"
-                f" ({self._largest / 1e6:.0f} MB)",
-                hint="declare less, or start the server with more `--memory`",
-            )
-        if settings.sample and settings.sample not in package.names():
-            raise BadSettings(
-                f"sample = {settings.sample!r} is not in the package",
-                hint="name a file of the package, or --sample FILE",
-            )
+        self._possible(settings, package)
         digest = packages.digest(data)
         await asyncio.to_thread(self._keep, digest, data)
         number = await asyncio.to_thread(self._store.function_number, namespace, name)
         uid_base = await self._uids(namespace)
-        what = f"{len(settings.requirements)} requirements" if settings.requirements else "no requirements"
-        progress("environment", f"Python {settings.python}, {what}")
-        built: wire.Built = await self._controller.task(
-            lambda token: wire.Build(
-                token=token,
-                namespace=namespace,
-                uid_base=uid_base,
-                requirements=settings.requirements,
-                python=settings.python,
-            ),
-            lambda message: progress("environment", message),
-        )
+        built = await self._build(namespace, uid_base, settings, progress)
         spec = FunctionSpec(
             namespace=namespace,
             name=name,
@@ -211,12 +195,7 @@ class Deployer:
         trial = self.revision(spec, None, number, uid_base)
         self._controller.provide(spec, trial)
         try:
-            profile: Profile = (
-                await self._controller.task(
-                    lambda token: wire.Measure(token=token, revision=trial.id),
-                    lambda message: progress("measure", message),
-                )
-            ).profile
+            profile = await self._measure(trial.id, progress)
             spec = await asyncio.to_thread(self._store.add_version, spec)
             await asyncio.to_thread(
                 self._store.put_profile, namespace, name, spec.version, profile, self._clock.wall()
@@ -225,14 +204,48 @@ class Deployer:
             if hold and current is not None:
                 progress("publish", f"holding version {spec.version}: version {current.version} goes on serving")
                 await asyncio.to_thread(self._store.set_current, namespace, name, current.version)
-                return spec, profile
-            progress("publish", "making it the current version")
-            self._controller.deploy(
-                spec, function_of(spec, profile), self.revision(spec, profile, number, uid_base)
-            )
+            else:
+                progress("publish", "making it the current version")
+                await self.publish(spec, profile)
         finally:
             self._controller.withdraw(trial.id)
         return spec, profile
+
+    def _possible(self, settings: Settings, package: packages.Package) -> None:
+        """Raises BadSettings for what the package's own rules cannot know."""
+        if settings.memory > self._largest:
+            raise BadSettings(
+                f"memory = {settings.memory / 1e6:.0f} MB is more than this node has for containers"
+                f" ({self._largest / 1e6:.0f} MB)",
+                hint="declare less, or start the server with more `--memory`",
+            )
+        if settings.sample and settings.sample not in package.names():
+            raise BadSettings(
+                f"sample = {settings.sample!r} is not in the package",
+                hint="name a file of the package, or --sample FILE",
+            )
+
+    async def _build(self, namespace: str, uid_base: int, settings: Settings, progress: Progress) -> wire.Built:
+        what = f"{len(settings.requirements)} requirements" if settings.requirements else "no requirements"
+        progress("environment", f"Python {settings.python}, {what}")
+        built: wire.Built = await self._controller.task(
+            lambda token: wire.Build(
+                token=token,
+                namespace=namespace,
+                uid_base=uid_base,
+                requirements=settings.requirements,
+                python=settings.python,
+            ),
+            lambda message: progress("environment", message),
+        )
+        return built
+
+    async def _measure(self, revision: str, progress: Progress) -> Profile:
+        measured: wire.Measured = await self._controller.task(
+            lambda token: wire.Measure(token=token, revision=revision),
+            lambda message: progress("measure", message),
+        )
+        return measured.profile
 
     async def rollback(self, namespace: str, name: str, version: int) -> FunctionSpec:
         """Make an earlier (or later) version current. Raises NotFound with the versions there are."""

@@ -20,6 +20,7 @@ from tests.live.server_helpers import (
     eventually,
     gone,
     package,
+    undeployed,
 )
 
 SLEEPER = """
@@ -115,6 +116,16 @@ def test_a_manager_killed_during_a_call(server: Server, ns: str) -> None:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.skipif(SANDBOX != "linux", reason="only the linux sandbox has a launcher")
+def test_a_data_directory_that_cannot_be_written(own: Server) -> None:
+    blobs = own.data / "blobs"
+    blobs.write_text("not a directory")
+    said = undeployed(own, "ns", package(own.directory, ECHO), "unavailable", 503, "package")
+    assert "data directory" in said
+    blobs.unlink()
+    own.deploy("ns", "f", ECHO)
+    assert own.result("ns", "f", {"a": 1}) == {"a": 1}
+
+
 def test_the_launcher_killed(own: Server) -> None:
     for name in ("f", "g"):
         own.deploy("n", name, SLEEPER)
