@@ -26,7 +26,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.close()
         raise Unavailable(
             f"{host}:{port} cannot be listened on: {error.strerror}",
-            hint="another server may be running there: choose another host or port",
+            hint="another server may be running there: choose another `--port`",
         ) from None
     return bound
 
