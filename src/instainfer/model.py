@@ -6,6 +6,7 @@ programs read, with the unit in the key.
 
 from __future__ import annotations
 
+import hashlib
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -21,15 +22,23 @@ class Level(IntEnum):
     ON_DEVICE = 3
 
 
+class Origin(StrEnum):
+    """How an instance's process came to be."""
+
+    SPAWNED = "spawned"  # an interpreter of its own, from nothing
+    FORKED = "forked"  # from a library zygote: its libraries were there
+    CLONED = "cloned"  # from a loaded template: its model too
+
+
 class StartKind(StrEnum):
-    """What an invocation found. `cloned` and `forked` come with templates and zygotes."""
+    """What an invocation found."""
 
     WARM = "warm"  # an instance that has served before
     PRELOADED = "preloaded"  # loaded ahead by the scheduler, never used
     ATTACHED = "attached"  # arrived while a load was running and joined it
-    CLONED = "cloned"
+    CLONED = "cloned"  # forked from a loaded template
     IMPORTED = "imported"  # libraries ready, model not
-    FORKED = "forked"
+    FORKED = "forked"  # forked from a library zygote, then loaded
     COLD = "cold"
 
 
@@ -44,8 +53,9 @@ class Style(StrEnum):
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """What a function costs, measured at deploy and refreshed from production runs.
 
-    Bytes are anonymous + shmem shares (`Pss_Anon` + `Pss_Shmem`), cumulative: `loaded_bytes` includes
-    `imported_bytes`.
+    Bytes are anonymous + shared memory, file pages not among them, and cumulative: `loaded_bytes` includes
+    `imported_bytes`. `load_s` is by the path that the platform takes (restored from its snapshot, if there is
+    a valid one). 0 bytes or seconds of a fork or a clone mean: not measured.
     """
 
     container_s: float = 0.05
@@ -56,6 +66,11 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     warm_s: float = 0.05
     imported_bytes: int = 32 << 20
     loaded_bytes: int = 64 << 20
+    libraries_bytes: int = 0  # of a zygote that has imported what the function imports
+    fork_s: float = 0.0  # from a zygote, until its libraries are there
+    forked_bytes: int = 0  # of a loaded instance beyond the zygote's: its own
+    clone_s: float = 0.0  # from a template, until it can answer
+    cloned_bytes: int = 0  # of a clone beyond the template's
 
     @property
     def loading_s(self) -> float:
@@ -75,7 +90,10 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     memory: int  # bytes: the limit of a container it owns
     timeout_s: float = 60.0
     concurrency: int = 1  # requests at a time in one instance
-    libraries: str = ""  # content key of its environment: equal keys, equal libraries
+    libraries: str = ""  # content key of what a zygote for it is made of: equal keys, one zygote
+    modules: str = ""  # digest of the modules that it was seen to import: a zygote without them is of less use
+    forkable: bool = False  # it may be forked from a zygote of its libraries
+    cloneable: bool = False  # a loaded instance of it serves as a template
     mounts: tuple[str, ...] = ()
     strict: bool = False  # isolation = "strict": all others in its container end before it runs
     network: bool = False
@@ -111,6 +129,12 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     network: bool = False
     isolation: str = "freeze"  # or "strict"
     device: str = "cpu"
+    cpus: int = 1  # its share of the processors, and its numerical libraries' threads
+    zygote: bool = True  # these four: may it be loaded that way?
+    snapshot: bool = True
+    declared: tuple[str, ...] = ()  # module style: the globals that a snapshot holds
+    clone: bool = True
+    intercept: bool = True
     wall: float = 0.0
 
     @property
@@ -121,6 +145,16 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     def revision(self) -> str:
         return f"{self.key}@{self.version}:{self.digest.rpartition(':')[2][:12]}"
 
+    @property
+    def libraries(self) -> str:
+        """Content key of the zygote that it may be forked from: what is imported, and what may change that."""
+        if not self.zygote:
+            return ""
+        variables = "".join(f"{key}={value}\0" for key, value in sorted(self.variables.items()))
+        mark = hashlib.sha256(variables.encode()).hexdigest()[:12] if variables else ""
+        zone = self.namespace + ("+network" if self.network else "")
+        return "|".join((zone, self.environment or self.interpreter, mark))
+
 
 def version_of(revision: str) -> int:
     """The version in a FunctionSpec.revision."""
@@ -128,12 +162,23 @@ def version_of(revision: str) -> int:
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """What one real load and call showed, plus which modules came from the environment, in order."""
+    """What real loads and calls showed, plus which modules came from the environment, in order.
+
+    `paths`: each way to make a load short ("zygote", "snapshot", "clone", "intercept") -> "" where it is in use,
+    else why it is not.
+    """
 
     costs: Costs
     modules: tuple[str, ...] = ()
     tasks: int = 1  # threads alive after load
     answer: str = ""  # what the sample gave, cut to a line
+    paths: dict[str, str] = {}
+    plain_load_s: float = 0.0  # by the function's own code, where `costs.load_s` is not
+    snapshot_bytes: int = 0
+    recorded: dict[str, Any] = {}  # of a plain load: what the interception of later ones may rest on
+
+    def uses(self, path: str) -> bool:
+        return self.paths.get(path, "off") == ""
 
 
 class Phases(msgspec.Struct, frozen=True, kw_only=True):

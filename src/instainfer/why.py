@@ -40,6 +40,8 @@ def tell(activation: Activation, explanation: Explanation | None) -> dict[str, A
         "rate": explanation.rate,
         "last_s": explanation.last_s,
         "owner": explanation.owner,
+        "origin": explanation.origin,
+        "zygote": explanation.zygote,
         "decisions": [
             {
                 "ago_s": decision.ago_s,

@@ -12,6 +12,7 @@ from instainfer.core import actions as act
 from instainfer.core import checkpoint
 from instainfer.core import events as ev
 from instainfer.core.platform import Platform
+from instainfer.model import Origin
 from instainfer.policies import registry
 from tests.core.world import MB, World, function, platform
 
@@ -23,17 +24,43 @@ class Machine(RuleBasedStateMachine):
     mode = "hazard"
     keep_alive = "pressure"
 
-    @initialize(memory=st.sampled_from([300, 600, 1200, 4096]), guests=st.booleans())
-    def begin(self, memory: int, guests: bool) -> None:
+    @initialize(
+        memory=st.sampled_from([300, 600, 1200, 4096]),
+        guests=st.booleans(),
+        zygote_memory=st.sampled_from([0, 80, 150, 400]),
+    )
+    def begin(self, memory: int, guests: bool, zygote_memory: int) -> None:
         timed = {"seconds": 20.0} if self.keep_alive == "fixed" else {}
         self.world = World(
-            platform(self.mode, self.keep_alive, queue_limit=6, timed=timed), memory=memory * MB, guests=guests
+            platform(self.mode, self.keep_alive, queue_limit=6, timed=timed),
+            memory=memory * MB,
+            guests=guests,
+            zygote_memory=zygote_memory * MB,
         )
         self.revision = 0
         self.middle: tuple[int, int, bytes] | None = None
+        for name in NAMES[1:]:
+            self.deploy(name, 128, strict=False, concurrency=1, libraries="torch", modules="few", cloneable=True)
 
-    @rule(name=names, memory=st.sampled_from([128, 256, 512]), strict=st.booleans(), concurrency=st.integers(1, 2))
-    def deploy(self, name: str, memory: int, strict: bool, concurrency: int) -> None:
+    @rule(
+        name=names,
+        memory=st.sampled_from([128, 256, 512]),
+        strict=st.booleans(),
+        concurrency=st.integers(1, 2),
+        libraries=st.sampled_from(["", "numpy", "torch"]),
+        modules=st.sampled_from(["", "few", "many"]),
+        cloneable=st.booleans(),
+    )
+    def deploy(
+        self,
+        name: str,
+        memory: int,
+        strict: bool,
+        concurrency: int,
+        libraries: str,
+        modules: str,
+        cloneable: bool,
+    ) -> None:
         self.revision += 1
         self.world.fed(
             ev.FunctionDeployed(
@@ -43,6 +70,10 @@ class Machine(RuleBasedStateMachine):
                     memory=memory * MB,
                     strict=strict and self.revision % 3 == 0,
                     concurrency=concurrency,
+                    libraries=libraries,
+                    modules=modules,
+                    forkable=bool(libraries),
+                    cloneable=cloneable,
                 )
             )
         )
@@ -72,9 +103,9 @@ class Machine(RuleBasedStateMachine):
             self.world.fed(ev.ContainerLost(container=container, reason="no container: no luck"))
 
     @precondition(lambda self: any(i not in self.world.frozen for i, _ in self.world.loading))
-    @rule()
-    def loaded(self) -> None:
-        self.world.load()
+    @rule(origin=st.sampled_from([None, *Origin]))
+    def loaded(self, origin: Origin | None) -> None:
+        self.world.load(origin)
 
     @precondition(lambda self: any(i not in self.world.frozen for i, _ in self.world.loading))
     @rule()
@@ -119,6 +150,58 @@ class Machine(RuleBasedStateMachine):
         world.destroying = [c for c in world.destroying if c != container]
         world.frozen -= inside
         world.fed(ev.ContainerLost(container=container, reason="manager died"))
+
+    @rule(steps=st.integers(2, 12))
+    def go_on(self, steps: int) -> None:
+        left = iter(range(steps))
+        self.world.settle(until=lambda: next(left, None) is None)
+
+    @precondition(lambda self: self.world.importing)
+    @rule(size=st.sampled_from([20, 50, 70, 120]))
+    def imported(self, size: int) -> None:
+        self.world.imported(size * MB)
+
+    @precondition(lambda self: self.world.retiring)
+    @rule()
+    def retired(self) -> None:
+        self.world.retire()
+
+    @precondition(lambda self: self.world.state.zygotes)
+    @rule(which=st.integers(0, 5), refused=st.booleans())
+    def zygote_dies(self, which: int, refused: bool) -> None:
+        world = self.world
+        found = sorted(world.state.zygotes)
+        zygote = found[which % len(found)]
+        world.importing = [z for z in world.importing if z != zygote]
+        world.retiring = [z for z in world.retiring if z != zygote]
+        world.fed(ev.ZygoteLost(zygote=zygote, reason="signal 9", refused=refused))
+
+    @precondition(lambda self: any(z.state == "ready" for z in self.world.state.zygotes.values()))
+    @rule(size=st.sampled_from([10, 60, 90, 200]))
+    def zygote_sampled(self, size: int) -> None:
+        for zygote in list(self.world.state.zygotes.values()):
+            self.world.fed(ev.ZygoteSampled(zygote=zygote.id, bytes=size * MB))
+
+    @rule(memory=st.sampled_from([300, 1200]), zygote_memory=st.sampled_from([0, 150]))
+    def another_node(self, memory: int, zygote_memory: int) -> None:
+        if "m" not in self.world.state.ledger.nodes:
+            joined = ev.NodeJoined(node="m", memory=memory * MB, zygote_memory=zygote_memory * MB)
+            self.world.fed(joined)
+
+    @precondition(lambda self: "m" in self.world.state.ledger.nodes)
+    @rule()
+    def node_dies(self) -> None:
+        world = self.world
+        inside = {i.id for i in world.state.instances.values() if i.container.node == "m"}
+        there = {c.id for c in world.state.containers.values() if c.node == "m"}
+        there |= {z.id for z in world.state.zygotes.values() if z.node == "m"}
+        world.loading = [(i, level) for i, level in world.loading if i not in inside]
+        world.ending = [i for i in world.ending if i not in inside]
+        world.frozen -= inside
+        for names in (world.creating, world.destroying, world.importing, world.retiring):
+            names[:] = [name for name in names if name not in there]
+        world.fed(ev.NodeLost(node="m"))
+        assert all(c.node != "m" for c in world.state.containers.values())
 
     @precondition(lambda self: self.world.timers)
     @rule()

@@ -10,7 +10,7 @@ from instainfer.core import events as ev
 from instainfer.core.invariants import check
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
-from instainfer.model import Costs, Function, Level
+from instainfer.model import Costs, Function, Level, Origin
 from instainfer.policies import registry
 from instainfer.policies.predict.forecast import Forecast
 
@@ -48,7 +48,9 @@ class World:
     """Records what was decided; answers commands when told to. Nothing happens by itself: tests say what
     the next fact is."""
 
-    def __init__(self, brain: Platform, *, memory: int = 4096 * MB, guests: bool = True) -> None:
+    def __init__(
+        self, brain: Platform, *, memory: int = 4096 * MB, guests: bool = True, zygote_memory: int = 0
+    ) -> None:
         self.brain = brain
         self.now = 1000.0
         self.log: list[tuple[float, ev.AnyEvent]] = []
@@ -64,7 +66,10 @@ class World:
         self.loading: list[tuple[str, Level]] = []
         self.ending: list[str] = []
         self.destroying: list[str] = []
-        self.fed(ev.NodeJoined(node="n", memory=memory, guests=guests, load_slots=2))
+        self.importing: list[str] = []  # zygotes
+        self.retiring: list[str] = []
+        joined = ev.NodeJoined(node="n", memory=memory, guests=guests, load_slots=2, zygote_memory=zygote_memory)
+        self.fed(joined)
 
     @property
     def state(self) -> State:
@@ -121,6 +126,13 @@ class World:
                 self.timers[action.timer] = action.at
             case act.Answer():
                 self.answers[action.token] = action
+            case act.StartZygote():
+                assert action.revisions and action.zygote in self.state.zygotes
+                self.importing.append(action.zygote)
+            case act.EndZygote():
+                assert action.zygote not in self.retiring, f"{action.zygote} is ended twice"
+                self.retiring.append(action.zygote)
+                self.importing = [z for z in self.importing if z != action.zygote]
             case act.ResizeContainer():
                 pass
 
@@ -142,12 +154,28 @@ class World:
         self.fed(ev.ContainerReady(container=container, seconds=0.05), after=0.05)
         return container
 
-    def load(self) -> str:
-        """The oldest load that is not frozen ends well."""
+    def load(self, origin: Origin | None = None) -> str:
+        """The oldest load that is not frozen ends well; begun as the core expects, if `origin` is not said."""
         at = next(i for i, (name, _) in enumerate(self.loading) if name not in self.frozen)
         instance, level = self.loading.pop(at)
-        self.fed(ev.InstanceReady(instance=instance, level=level, import_s=0.5, load_s=0.5), after=1.0)
+        known = self.state.instances.get(instance)  # else the report is late
+        origin = origin or (known.origin if known is not None else Origin.SPAWNED)
+        import_s = 0.5 if origin is Origin.SPAWNED else 0.02
+        load_s = 0.5 if origin is not Origin.CLONED else 0.0
+        ready = ev.InstanceReady(instance=instance, level=level, origin=origin, import_s=import_s, load_s=load_s)
+        self.fed(ready, after=import_s + load_s)
         return instance
+
+    def imported(self, size: int = 60 * MB) -> str:
+        """The oldest zygote on its way is ready."""
+        zygote = self.importing.pop(0)
+        self.fed(ev.ZygoteReady(zygote=zygote, import_s=0.5, bytes=size), after=0.5)
+        return zygote
+
+    def retire(self) -> str:
+        zygote = self.retiring.pop(0)
+        self.fed(ev.ZygoteLost(zygote=zygote, reason="ended"))
+        return zygote
 
     def end(self) -> str:
         instance = self.ending.pop(0)
@@ -180,6 +208,10 @@ class World:
                 self.destroy()
             elif self.ending:
                 self.end()
+            elif self.retiring:
+                self.retire()
+            elif self.importing:
+                self.imported()
             elif self.creating:
                 self.create()
             elif any(name not in self.frozen for name, _ in self.loading):

@@ -48,7 +48,8 @@ class DestroyContainer(Action, frozen=True, kw_only=True):
 
 class Load(Action, frozen=True, kw_only=True):
     """Start an instance and bring it to `level`; `ahead` tells a pre-load from a load that a request (or a
-    pin) demands. Answered by InstanceReady or InstanceFailed or InstanceLost."""
+    pin) demands; `waiting`: a request waits, and will be the first call itself. Answered by InstanceReady or
+    InstanceFailed or InstanceLost."""
 
     instance: str
     container: str
@@ -56,6 +57,7 @@ class Load(Action, frozen=True, kw_only=True):
     revision: str
     level: Level
     ahead: bool
+    waiting: bool = False
     why: Why
 
 
@@ -84,6 +86,25 @@ class Freeze(Action, frozen=True, kw_only=True):
 
 class Thaw(Action, frozen=True, kw_only=True):
     instance: str
+
+
+class StartZygote(Action, frozen=True, kw_only=True):
+    """Import the libraries that the functions of this key were seen to import, once, in a process that then
+    waits to be forked. Answered by ZygoteReady or ZygoteLost."""
+
+    zygote: str
+    node: str
+    libraries: str  # Function.libraries
+    revisions: tuple[str, ...]  # of the functions that it is for
+    limit: int  # bytes: it is ended when it goes beyond
+    why: Why
+
+
+class EndZygote(Action, frozen=True, kw_only=True):
+    """Answered by ZygoteLost. What was forked from it lives on."""
+
+    zygote: str
+    why: Why
 
 
 class Dispatch(Action, frozen=True, kw_only=True):
@@ -128,6 +149,8 @@ AnyAction = (
     | Offload
     | Freeze
     | Thaw
+    | StartZygote
+    | EndZygote
     | Dispatch
     | Reject
     | SetTimer

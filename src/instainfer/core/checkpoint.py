@@ -11,9 +11,10 @@ import io
 import pickle
 from typing import Any
 
+from instainfer.core.libraries import Libraries, Zygote
 from instainfer.core.state import Container, FunctionState, Instance, Request, State
 
-_LINKED = (Container, FunctionState, Instance, Request)
+_LINKED = (Container, FunctionState, Instance, Libraries, Request, Zygote)
 
 
 class _Pickler(pickle.Pickler):

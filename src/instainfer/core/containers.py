@@ -13,6 +13,7 @@ from instainfer.core.actions import (
     Thaw,
     Why,
 )
+from instainfer.core.prices import price
 from instainfer.core.state import Container, FunctionState, Instance, State
 from instainfer.model import Level
 
@@ -55,6 +56,7 @@ def load(
             revision=instance.revision,
             level=level,
             ahead=ahead,
+            waiting=bool(function.queue),
             why=why,
         )
     )
@@ -67,7 +69,7 @@ def lift(state: State, instance: Instance, *, ahead: bool, why: Why) -> None:
     instance.started = state.now
     instance.started_level = instance.level
     instance.target = Level.LOADED
-    instance.bytes = max(instance.bytes, instance.function.expected_bytes(Level.LOADED))
+    instance.bytes = max(instance.bytes, price(instance.function.costs, instance.origin).loaded_bytes)
     instance.container.active = instance
     expose(state, instance)
     state.out.append(Raise(instance=instance.id, level=Level.LOADED, ahead=ahead, why=why))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from instainfer.core import containers
 from instainfer.core.actions import Dispatch, Reject, Why
 from instainfer.core.state import Container, FunctionState, Instance, Request, State
-from instainfer.model import Level, StartKind
+from instainfer.model import Level, Origin, StartKind
 
 EWMA = 0.2  # weight of the newest inference time
 
@@ -72,9 +72,13 @@ def dispatch(state: State, request: Request, instance: Instance) -> bool:
 
 def start_kind(request: Request, instance: Instance) -> StartKind:
     if instance.ready_at > request.arrived:  # it was not ready when the request came
-        if instance.for_request == request.id:
-            return StartKind.IMPORTED if instance.started_level == Level.IMPORTED else StartKind.COLD
-        return StartKind.ATTACHED
+        if instance.for_request != request.id:
+            return StartKind.ATTACHED
+        if instance.origin is Origin.CLONED:
+            return StartKind.CLONED
+        if instance.started_level == Level.IMPORTED:
+            return StartKind.IMPORTED
+        return StartKind.FORKED if instance.origin is Origin.FORKED else StartKind.COLD
     return StartKind.WARM if instance.served or instance.running else StartKind.PRELOADED
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from instainfer.model import Function, Level
+from instainfer.model import Function, Level, Origin
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -22,6 +22,7 @@ class NodeJoined(Event, frozen=True, kw_only=True):
     memory: int
     guests: bool = True
     load_slots: int = 2  # loads at a time before they slow each other
+    zygote_memory: int = 0  # bytes that library zygotes may take of `memory`; 0: none are started
 
 
 class NodeLost(Event, frozen=True, kw_only=True):
@@ -76,6 +77,7 @@ class InstanceReady(Event, frozen=True, kw_only=True):
 
     instance: str
     level: Level
+    origin: Origin = Origin.SPAWNED
     start_s: float = 0.0
     import_s: float = 0.0
     load_s: float = 0.0
@@ -98,6 +100,30 @@ class InstanceLost(Event, frozen=True, kw_only=True):
     reason: str = ""
     code: str = "instance_crashed"
     request: int | None = None
+
+
+class ZygoteReady(Event, frozen=True, kw_only=True):
+    """It has imported all and can be forked."""
+
+    zygote: str
+    import_s: float
+    bytes: int
+
+
+class ZygoteLost(Event, frozen=True, kw_only=True):
+    """Gone: ended as told, failed, or died. `refused`: its libraries cannot be forked (they start threads,
+    say), so that another try is useless before other ones are deployed."""
+
+    zygote: str
+    reason: str = ""
+    refused: bool = False
+
+
+class ZygoteSampled(Event, frozen=True, kw_only=True):
+    """Anonymous + shmem bytes that it holds."""
+
+    zygote: str
+    bytes: int
 
 
 class MemorySampled(Event, frozen=True, kw_only=True):
@@ -152,6 +178,9 @@ AnyEvent = (
     | InstanceReady
     | InstanceFailed
     | InstanceLost
+    | ZygoteReady
+    | ZygoteLost
+    | ZygoteSampled
     | MemorySampled
     | TimerFired
     | HintReceived

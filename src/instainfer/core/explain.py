@@ -12,9 +12,10 @@ from collections.abc import Iterable
 import msgspec
 
 from instainfer.core import actions as act
-from instainfer.core.events import AnyEvent, InstanceFailed, RequestArrived
+from instainfer.core import zygotes
+from instainfer.core.events import AnyEvent, InstanceFailed, RequestArrived, ZygoteLost
 from instainfer.core.platform import Platform
-from instainfer.core.state import State
+from instainfer.core.state import FunctionState, State
 from instainfer.policies.base import HORIZON_S
 
 KEEP = 12  # decisions about the function that are told
@@ -33,6 +34,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     instance: str
     container: str
     owner: str  # of the container when the request was dispatched
+    origin: str  # how the instance came to be
+    zygote: str  # how its libraries stood on the node when it was started: a sentence, "" if that was long ago
     probability: float  # of an arrival within HORIZON_S, as predicted just before it came
     rate: float
     last_s: float | None  # since the arrival before
@@ -46,6 +49,7 @@ def explain(platform: Platform, log: Iterable[tuple[float, AnyEvent]], request: 
     state = platform.state
     past: dict[str, deque[tuple[float, str, act.Why]]] = {}
     arrival: tuple[float, str, float, float, float | None] | None = None
+    stood: dict[str, str] = {}  # by instance
     for now, event in log:
         if isinstance(event, RequestArrived) and event.request == request:
             name = event.function
@@ -60,13 +64,21 @@ def explain(platform: Platform, log: Iterable[tuple[float, AnyEvent]], request: 
         if isinstance(event, InstanceFailed) and (instance := state.instances.get(event.instance)):
             why = act.Why(rule=event.reason.partition("\n")[0])
             _remember(past, instance.function.spec.name, now, f"{event.instance} failed", why)
+        if isinstance(event, ZygoteLost) and (zygote := state.zygotes.get(event.zygote)) and zygote.live:
+            for name in zygote.libraries.functions:
+                _remember(
+                    past, name, now, f"{event.zygote} was lost", act.Why(rule=event.reason or "no reason given")
+                )
         for action in platform.handle(event, now):
             for function, what, why in _told(state, action):
                 _remember(past, function, now, what, why)
+            if isinstance(action, act.Load):
+                node = state.containers[action.container].node
+                stood[action.instance] = libraries_stand(state, state.functions[action.function], node)
             if isinstance(action, act.Dispatch | act.Reject) and action.request == request and arrival:
-                return _explanation(platform=platform, action=action, arrival=arrival, past=past)
+                return _explanation(platform=platform, action=action, arrival=arrival, past=past, stood=stood)
     return (
-        _explanation(platform=platform, action=None, arrival=arrival, past=past, request=request)
+        _explanation(platform=platform, action=None, arrival=arrival, past=past, stood=stood, request=request)
         if arrival
         else None
     )
@@ -100,7 +112,46 @@ def _told(state: State, action: act.AnyAction) -> list[tuple[str, str, act.Why]]
         residents = state.containers[action.container].instances.values()
         what = f"destroy container {action.container} and what was in it"
         return [(instance.function.spec.name, what, action.why) for instance in residents]
+    if isinstance(action, act.StartZygote | act.EndZygote):
+        verb = "start" if isinstance(action, act.StartZygote) else "end"
+        zygote = state.zygotes[action.zygote]
+        what = f"{verb} zygote {action.zygote} of its libraries on {zygote.node}"
+        return [(name, what, action.why) for name in zygote.libraries.functions]
     return []
+
+
+def libraries_stand(state: State, function: FunctionState, node: str) -> str:
+    """Is there a zygote for it on `node`, and if not, why? One sentence."""
+    libraries = function.libraries
+    if libraries is None:
+        return "it is not one that can be forked from a library zygote"
+    if zygote := function.zygote(node):
+        return f"zygote {zygote} had its libraries ready"
+    there = libraries.ready.get(node)
+    if there is not None and there.id == function.spawned_beside:
+        return f"zygote {there.id} had its libraries ready, but could not be forked for it before"
+    if there is not None:
+        return f"zygote {there.id} was started before this function was deployed and lacks what it imports"
+    if node in libraries.starting:
+        starting = libraries.starting[node]
+        return (
+            f"zygote {starting.id} was importing its libraries, since {state.now - starting.started:.1f} s before"
+        )
+    if libraries.refused:
+        return f"its libraries cannot be forked: {libraries.refused}"
+    cap, needed = state.zygote_memory.get(node, 0), libraries.expected_bytes
+    if not cap:
+        return f"{node} has no memory for library zygotes (node.zygote_memory)"
+    if libraries.blocked_until.get(node, 0.0) > state.now:
+        left = libraries.blocked_until[node] - state.now
+        return f"its zygote on {node} failed or gave way lately: there is none for another {left:.0f} s"
+    if needed > zygotes.room(state, node):
+        room = max(zygotes.room(state, node), 0)
+        return (
+            f"a zygote of its libraries takes {needed >> 20} MB, and {node} had {room >> 20} MB left for one"
+            f" (node.zygote_memory is {cap >> 20} MB in all)"
+        )
+    return "no zygote of its libraries had been started yet"
 
 
 def _explanation(
@@ -109,12 +160,14 @@ def _explanation(
     action: act.Dispatch | act.Reject | None,
     arrival: tuple[float, str, float, float, float | None],
     past: dict[str, deque[tuple[float, str, act.Why]]],
+    stood: dict[str, str],
     request: int = 0,
 ) -> Explanation:
     at, function, rate, probability, last_s = arrival
     instance = platform.state.instances.get(action.instance) if action is not None else None
     decisions = tuple(Decision(ago_s=at - then, what=what, why=why) for then, what, why in past.get(function, ()))
     start = str(action.start) if isinstance(action, act.Dispatch) else ""
+    zygote = stood.get(instance.id, "") if instance is not None else ""
     return Explanation(
         request=action.request if action is not None else request,
         function=function,
@@ -122,22 +175,39 @@ def _explanation(
         instance=instance.id if instance is not None else "",
         container=instance.container.id if instance is not None else "",
         owner=instance.container.owner if instance is not None else "",
+        origin=str(instance.origin) if instance is not None else "",
+        zygote=zygote,
         probability=probability,
         rate=rate,
         last_s=last_s,
         decisions=decisions,
-        advice=_advice(platform, start, function, decisions, last_s),
+        advice=_advice(platform, start, function, decisions, last_s, zygote),
     )
 
 
 def _advice(
-    platform: Platform, start: str, function: str, decisions: tuple[Decision, ...], last_s: float | None
+    platform: Platform,
+    start: str,
+    function: str,
+    decisions: tuple[Decision, ...],
+    last_s: float | None,
+    zygote: str,
 ) -> tuple[str, ...]:
     """What would have made it faster."""
     name = function.partition("/")[2]
     if start in ("warm", "preloaded"):
         return ()
+    if start == "cloned":
+        return (
+            "it needed one more instance, cloned from a loaded one: a higher `concurrency`, where the function"
+            " bears it, lets those that are there take it",
+        )
     said = []
+    known = platform.state.functions.get(function)
+    if start == "forked":
+        said.append("its libraries were imported already: what was left is loading its model")
+    elif start == "cold" and known is not None and known.libraries is not None and zygote:
+        said.append(f"its libraries had to be imported: {zygote}")
     if start == "attached":
         said.append(
             "it joined a load that ran already: nothing was loaded twice; an earlier start would have hidden it"
@@ -149,7 +219,6 @@ def _advice(
     gone = [d for d in decisions if d.ago_s > 0 and d.what.startswith(("off-load", "destroy"))]
     if gone:
         said.append(f"it had been in memory until {gone[-1].ago_s:.1f} s before: {gone[-1].why.rule}")
-    known = platform.state.functions.get(function)
     if known is not None and known.blocked_until > platform.state.now:
         said.append("pre-loading it failed lately, so it is left alone for a while: see its logs")
     elif not any(d.what.startswith("pre-load") for d in decisions):

@@ -10,6 +10,8 @@ def check(state: State) -> None:
     for container in state.containers.values():
         promised[container.node] = promised.get(container.node, 0) + container.limit
         _container(state, container.id)
+    for zygote in state.zygotes.values():
+        promised[zygote.node] += zygote.bytes
     for node, total in promised.items():
         assert total == state.ledger.promised(node), (
             f"{node}: {state.ledger.promised(node)} in the ledger, {total} promised"
@@ -18,6 +20,7 @@ def check(state: State) -> None:
     for name, instance in state.instances.items():
         assert instance.container.instances.get(name) is instance, f"{instance.who} is not in its container"
         assert instance.function.instances.get(name) is instance, f"{instance.who} is not known to its function"
+    _zygotes(state)
     waiting = 0
     for function in state.functions.values():
         for request in function.queue:
@@ -28,6 +31,30 @@ def check(state: State) -> None:
     assert waiting + running == len(state.requests), (
         f"{len(state.requests)} requests accepted, {waiting} wait and {running} run: one is lost or doubled"
     )
+
+
+def _zygotes(state: State) -> None:
+    for node, cap in state.zygote_memory.items():
+        total = sum(zygote.bytes for zygote in state.zygotes.values() if zygote.node == node)
+        assert total <= cap, f"{node}: zygotes hold {total} of {cap} bytes"
+    for name, zygote in state.zygotes.items():
+        libraries, node = zygote.libraries, zygote.node
+        assert zygote.id == name and zygote.state != "gone", f"{zygote.who} is kept under {name}"
+        assert node in state.zygote_memory, f"{zygote.who} outlives its node"
+        assert state.libraries.get((libraries.namespace, libraries.key)) is libraries, f"{zygote.who} is of no key"
+        assert libraries.functions or not zygote.live, f"{zygote.who} lives for nobody"
+        # Two live ones of a key on a node only while one is to replace the other.
+        there = libraries.ready if zygote.state == "ready" else libraries.starting
+        assert (there.get(node) is zygote) == zygote.live, f"{zygote.who} ({zygote.state}) is not where it belongs"
+    for key, libraries in state.libraries.items():
+        for zygote in [*libraries.ready.values(), *libraries.starting.values()]:
+            assert state.zygotes.get(zygote.id) is zygote, f"{zygote.who} is gone and still offered"
+        for name, function in libraries.functions.items():
+            assert state.functions.get(name) is function and function.libraries is libraries
+            assert (name.partition("/")[0], function.spec.libraries) == key, f"{name} is outside its namespace"
+    for function in state.functions.values():
+        listed = function.spec.forkable and bool(function.spec.libraries) and not function.deleted
+        assert (function.libraries is not None) == listed, f"{function.spec.name} and its libraries"
 
 
 def _container(state: State, name: str) -> None:

@@ -40,9 +40,21 @@ INSTANCE: Table = {
     ("ending", "loaded"): "ending",
 }
 
+#: A zygote is used by forking it, which is no state of its own: what it forked does not depend on it.
+ZYGOTE: Table = {
+    ("starting", "ready"): "ready",
+    ("starting", "end"): "ending",
+    ("ready", "end"): "ending",
+    ("starting", "lost"): "gone",
+    ("ready", "lost"): "gone",
+    ("ending", "lost"): "gone",
+    ("ending", "ready"): "ending",  # it became ready while the command to end it was on its way
+}
+
 LIFECYCLES: Mapping[str, tuple[str, Table]] = {
     "container": ("creating", CONTAINER),
     "instance": ("loading", INSTANCE),
+    "zygote": ("starting", ZYGOTE),
 }
 
 

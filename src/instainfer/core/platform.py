@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from instainfer.core import containers, dispatch, residency, supply
+from instainfer.core import containers, dispatch, residency, supply, zygotes
 from instainfer.core import events as ev
 from instainfer.core.actions import Answer, AnyAction, Reject, SetTimer, Why
-from instainfer.core.state import Container, FunctionState, Instance, Request, State
-from instainfer.model import Level
+from instainfer.core.prices import price
+from instainfer.core.state import Container, FunctionState, Instance, Request, State, backoff_s
+from instainfer.model import Level, Origin
 
-BACKOFF_S = 30.0  # after a failed pre-load the function is left alone: doubles each time, up to an hour
 REFRESH_S = 1.0  # warm traffic alone asks for a placement pass at most this often
 LEARN = 0.3  # weight of the newest load in the running costs
 
@@ -150,14 +150,16 @@ def instance_ready(state: State, event: ev.InstanceReady) -> None:
     instance.move("loaded" if event.level >= Level.LOADED else "imported", state.now)
     if ending:
         return
-    if instance.started_level == Level.NONE and event.level >= Level.LOADED and not instance.stale:
-        costs = function.costs
-        function.learn(
-            import_s=_blend(costs.import_s, event.import_s),
-            load_s=_blend(costs.load_s, event.load_s),
-            warmup_s=_blend(costs.warmup_s, event.warmup_s),
-        )
     instance.level = event.level
+    if instance.started_level == Level.NONE:
+        if event.level >= Level.LOADED and not instance.stale:
+            _learn_start(function, event)
+        if not instance.stale:
+            _learn_origin(function, instance, event.origin)
+        if event.origin is not instance.origin:  # other than was expected, so it weighs other than that
+            instance.origin = event.origin
+            instance.bytes = price(function.costs, event.origin).bytes(event.level)
+            residency.relieve(state, container)
     instance.ready_at = state.now
     function.failures = 0
     function.blocked_until = 0.0
@@ -171,6 +173,27 @@ def instance_ready(state: State, event: ev.InstanceReady) -> None:
     supply.ensure(state, function)
     supply.rest(state, container)
     state.ask_for_pass()
+
+
+def _learn_origin(function: FunctionState, instance: Instance, origin: Origin) -> None:
+    if Origin.CLONED in (origin, instance.origin):
+        function.clones = origin is Origin.CLONED
+    if instance.parent and origin is not Origin.CLONED:
+        function.spawned_beside = instance.parent if origin is Origin.SPAWNED else ""
+
+
+def _learn_start(function: FunctionState, event: ev.InstanceReady) -> None:
+    costs = function.costs
+    if event.origin is Origin.CLONED:
+        spent = event.start_s + event.import_s + event.load_s + event.warmup_s
+        function.learn(clone_s=_blend(costs.clone_s, spent) if costs.clone_s else spent)
+        return
+    if event.origin is Origin.FORKED:
+        spent = event.start_s + event.import_s
+        function.learn(fork_s=_blend(costs.fork_s, spent) if costs.fork_s else spent)
+    else:
+        function.learn(import_s=_blend(costs.import_s, event.import_s))
+    function.learn(load_s=_blend(costs.load_s, event.load_s), warmup_s=_blend(costs.warmup_s, event.warmup_s))
 
 
 def instance_failed(state: State, event: ev.InstanceFailed) -> None:
@@ -210,7 +233,7 @@ def lost(
     instance.running.clear()
     if loading and not expected:
         function.failures += 1
-        function.blocked_until = state.now + min(BACKOFF_S * 2 ** min(function.failures - 1, 7), 3600.0)
+        function.blocked_until = state.now + backoff_s(function.failures)
     supply.forget(state, instance)
     if loading and not expected and not instance.stale:
         if not supply.has_supply(state, function):
@@ -238,6 +261,19 @@ def memory_sampled(state: State, event: ev.MemorySampled) -> None:
     residency.sampled(state, event.container, event.instances)
 
 
+def zygote_ready(state: State, event: ev.ZygoteReady) -> None:
+    zygotes.ready(state, event.zygote, event.bytes)
+
+
+def zygote_lost(state: State, event: ev.ZygoteLost) -> None:
+    zygotes.lost(state, event.zygote, event.reason, refused=event.refused)
+    supply.feed_starved(state)
+
+
+def zygote_sampled(state: State, event: ev.ZygoteSampled) -> None:
+    zygotes.sampled(state, event.zygote, event.bytes)
+
+
 def _blend(old: float, new: float) -> float:
     return old + LEARN * (new - old)
 
@@ -249,13 +285,17 @@ def node_joined(state: State, event: ev.NodeJoined) -> None:
     state.ledger.join(event.node, event.memory)
     state.guests[event.node] = event.guests
     state.load_slots[event.node] = event.load_slots
+    state.zygote_memory[event.node] = event.zygote_memory
     supply.feed_starved(state)
+    if event.zygote_memory:
+        state.ask_for_pass()
 
 
 def node_lost(state: State, event: ev.NodeLost) -> None:
+    state.ledger.leave(event.node)  # first: what still waits is to start elsewhere
+    zygotes.node_lost(state, event.node)
     for container in [c for c in state.containers.values() if c.node == event.node]:
         container_lost(state, ev.ContainerLost(container=container.id, reason=f"node {event.node} was lost"))
-    state.ledger.leave(event.node)
     state.guests.pop(event.node, None)
     state.load_slots.pop(event.node, None)
 
@@ -264,11 +304,15 @@ def function_deployed(state: State, event: ev.FunctionDeployed) -> None:
     """A new function, or a new revision: instances of the old one end when they are idle."""
     function = state.functions.get(event.function.name)
     if function is None:
-        state.functions[event.function.name] = FunctionState(event.function)
+        function = state.functions[event.function.name] = FunctionState(event.function)
+        zygotes.enlist(state, function)
     else:
         function.spec = event.function
+        zygotes.enlist(state, function)
         function.deleted = False
         function.latest = None
+        function.spawned_beside = ""
+        function.clones = True
         function.service_s = event.function.costs.warm_s
         function.failures = 0
         function.blocked_until = 0.0
@@ -290,6 +334,7 @@ def function_deleted(state: State, event: ev.FunctionDeleted) -> None:
     function.deleted = True
     function.pinned = False
     state.forecast.forget(event.function)
+    zygotes.strike(state, function)
     dispatch.reject_queue(state, function, "not_found", f"{event.function} was deleted")
     state.starved.pop(event.function, None)
     retire(state, function, "it was deleted")
@@ -375,6 +420,9 @@ HANDLERS: dict[type[ev.Event], Callable[[State, Any], None]] = {
     ev.InstanceReady: instance_ready,
     ev.InstanceFailed: instance_failed,
     ev.InstanceLost: instance_lost,
+    ev.ZygoteReady: zygote_ready,
+    ev.ZygoteLost: zygote_lost,
+    ev.ZygoteSampled: zygote_sampled,
     ev.MemorySampled: memory_sampled,
     ev.TimerFired: timer_fired,
     ev.HintReceived: hint_received,

@@ -1,4 +1,5 @@
-"""What is in memory ahead of requests: the placement pass, pre-loading by hand, and pressure inside a container.
+"""What is in memory ahead of requests: the placement pass (libraries, then models), pre-loading by hand, and
+pressure inside a container.
 
 Nothing here creates or destroys a container, nor moves the time it was last used: pre-loading wastes nothing
 and is compatible with any keep-alive policy (the papers' promise, an invariant under test).
@@ -6,10 +7,11 @@ and is compatible with any keep-alive policy (the papers' promise, an invariant 
 
 from __future__ import annotations
 
-from instainfer.core import containers
+from instainfer.core import containers, zygotes
 from instainfer.core.actions import Answer, Why
-from instainfer.core.state import Container, FunctionState, State
-from instainfer.model import Level
+from instainfer.core.prices import price
+from instainfer.core.state import Container, FunctionState, Instance, State
+from instainfer.model import Level, Origin
 
 PRESSURE = 0.95  # of a container's limit: beyond it guests go, lowest value first, before the kernel chooses
 
@@ -17,6 +19,7 @@ PRESSURE = 0.95  # of a container's limit: beyond it guests go, lowest value fir
 def place(state: State) -> None:
     """One pass: let the policy decide over all idle memory, carry out what is still possible."""
     state.passed_at = state.now
+    zygotes.place(state)
     plan = state.policy.plan(state.snapshot(), state.forecast, state.now)
     for off in plan.offloads:
         instance = state.instances.get(off.instance)
@@ -51,15 +54,15 @@ def preload(state: State, function: FunctionState, container: Container, level: 
     if not set(function.spec.mounts) <= set(container.mounts):
         return False
     there = container.of(function)
-    needed = function.expected_bytes(level) - (there.bytes if there is not None else 0)
-    if needed > container.free or (there is not None and there.level >= level):
-        return False
-    if there is not None:
-        if there.state != "imported":
+    if there is None:
+        if function.next_price(container.node).bytes(level) > container.free:
             return False
-        containers.lift(state, there, ahead=True, why=why)
-    else:
         containers.load(state, function, container, level, ahead=True, why=why)
+        return True
+    needed = price(function.costs, there.origin).bytes(level) - there.bytes
+    if needed > container.free or there.level >= level or there.state != "imported":
+        return False
+    containers.lift(state, there, ahead=True, why=why)
     return True
 
 
@@ -73,7 +76,7 @@ def by_hand(state: State, token: int, name: str) -> None:
         state.out.append(Answer(token=token, ok=True, message=f"{name} is loaded, or being loaded, already"))
         return
     function.parked = False
-    why = Why(rule="by hand", weight=function.expected_bytes(Level.LOADED))
+    why = Why(rule="by hand", weight=function.price_on().loaded_bytes)
     rooms = [
         c
         for c in state.containers.values()
@@ -84,7 +87,7 @@ def by_hand(state: State, token: int, name: str) -> None:
             message = f"pre-loading {name} into the idle memory of {container.id} (owner {container.owner})"
             state.out.append(Answer(token=token, ok=True, message=message))
             return
-    needed = function.expected_bytes(Level.LOADED) >> 20
+    needed = function.price_on(rooms[0].node if rooms else None).loaded_bytes >> 20
     most = max((c.free for c in rooms), default=0) >> 20
     message = (
         f"no warm container of namespace {function.spec.zone} has {needed} MB idle (the most is {most} MB);"
@@ -123,14 +126,30 @@ def sampled(state: State, container_id: str, sizes: dict[str, int]) -> None:
         if instance is None or instance.state in ("loading", "ending"):
             continue
         instance.bytes = size
-        level = instance.level
-        known = instance.function.expected_bytes(level)
-        learned = size if size > known else int(known + 0.05 * (size - known))
-        if not instance.stale:
-            if level == Level.IMPORTED:
-                instance.function.learn(imported_bytes=learned)
-            else:
-                instance.function.learn(loaded_bytes=learned)
+        field = _teaches(state, instance)
+        if field:
+            known: int = getattr(instance.function.costs, field)
+            learned = size if size > known else int(known + 0.05 * (size - known))
+            instance.function.learn(**{field: learned})
+    relieve(state, container)
+
+
+def _teaches(state: State, instance: Instance) -> str:
+    """Which of its function's costs a sample of it is; "" for none. What was forked shares its pages with what
+    it was forked from: alone, it would be charged for them as if they were its own."""
+    if instance.stale:
+        return ""
+    if instance.origin is Origin.CLONED:
+        return "cloned_bytes" if instance.function.has_template(instance.container.node, but=instance) else ""
+    if instance.origin is Origin.FORKED:
+        parent = state.zygotes.get(instance.parent)
+        shares = parent is not None and parent.state == "ready"
+        return "forked_bytes" if shares and instance.level >= Level.LOADED else ""
+    return "imported_bytes" if instance.level == Level.IMPORTED else "loaded_bytes"
+
+
+def relieve(state: State, container: Container) -> None:
+    """It holds more than it may: guests go, lowest value first."""
     excess = container.used - int(PRESSURE * container.limit)
     for guest in containers.by_value(state, container) if excess > 0 else ():
         if guest.evictable and guest.function.spec.name != container.owner:

@@ -1,4 +1,5 @@
-"""What the core remembers: functions, containers, instances, requests, and the views of them for policies."""
+"""What the core remembers: functions, containers, instances, requests, and the views of them for policies.
+Libraries and their zygotes are in libraries.py."""
 
 from __future__ import annotations
 
@@ -8,19 +9,29 @@ import msgspec
 
 from instainfer.core.actions import AnyAction, SetTimer
 from instainfer.core.ledger import Ledger
+from instainfer.core.libraries import Libraries, Zygote
 from instainfer.core.lifecycle import Lifecycle
-from instainfer.model import Costs, Function, Level
+from instainfer.core.prices import Price, price, saved_by_fork
+from instainfer.model import Costs, Function, Level, Origin
 from instainfer.policies.base import (
     ContainerView,
     FunctionView,
     KeepAlive,
+    LibraryPolicy,
     PreloadPolicy,
     ResidentView,
     Snapshot,
 )
+from instainfer.policies.libraries import MostSaved
 from instainfer.policies.predict.forecast import Forecast
 
 TICK_S = 0.05  # placement passes are at least this far apart: a burst of events makes one pass
+BACKOFF_S = 30.0  # what failed is left alone for so long: doubles each time, up to an hour
+PATIENCE_S = 30.0  # pre-loads wait this long for a zygote of their libraries that is being started
+
+
+def backoff_s(failures: int) -> float:
+    return min(BACKOFF_S * 2.0 ** min(failures - 1, 7), 3600.0)
 
 
 class Request:
@@ -36,8 +47,8 @@ class Request:
 
 class Instance(Lifecycle):
     __slots__ = (
-        "bytes", "container", "for_request", "frozen", "function", "id", "interrupted", "level",
-        "ready_at", "revision", "running", "served", "started", "started_level", "target",
+        "bytes", "container", "for_request", "frozen", "function", "id", "interrupted", "level", "origin",
+        "parent", "ready_at", "revision", "running", "served", "started", "started_level", "target",
     )  # fmt: skip
 
     def __init__(self, id: str, function: FunctionState, container: Container, target: Level, now: float) -> None:
@@ -50,7 +61,10 @@ class Instance(Lifecycle):
         self.started_level = Level.NONE  # where the present load started from
         self.target = target
         self.for_request: int | None = None
-        self.bytes = function.expected_bytes(target)
+        expected = function.next_price(container.node)
+        self.origin = expected.origin  # until it says how it began
+        self.parent = function.zygote(container.node)  # that it is forked from, if it is
+        self.bytes = expected.bytes(target)
         self.frozen = False
         self.interrupted = 0  # how often a run froze its load
         self.running: dict[int, Request] = {}
@@ -131,8 +145,8 @@ class Container(Lifecycle):
 
 class FunctionState:
     __slots__ = (
-        "blocked_until", "creating", "deleted", "failures", "instances", "latest", "parked", "pinned", "queue",
-        "service_s", "spec", "timer",
+        "blocked_until", "clones", "creating", "deleted", "failures", "instances", "latest", "libraries", "parked",
+        "pinned", "queue", "service_s", "spawned_beside", "spec", "timer",
     )  # fmt: skip
 
     def __init__(self, spec: Function) -> None:
@@ -148,10 +162,34 @@ class FunctionState:
         self.blocked_until = 0.0
         self.deleted = False
         self.timer: float | None = None
+        self.libraries: Libraries | None = None  # that it may be forked with
+        # What did not begin as it should have is expected to do so again once another has.
+        self.spawned_beside = ""  # the zygote that it was not forked from
+        self.clones = True
 
-    def expected_bytes(self, level: Level) -> int:
-        costs = self.spec.costs
-        return costs.imported_bytes if level == Level.IMPORTED else costs.loaded_bytes
+    def zygote(self, node: str | None = None) -> str:
+        """The one that an instance is forked from, on `node` or (None) anywhere; "" if there is none."""
+        libraries = self.libraries
+        return libraries.serving(self.spec, node, but=self.spawned_beside) if libraries is not None else ""
+
+    def price_on(self, node: str | None = None) -> Price:
+        """Of an instance where there is none yet, on `node` or (None) wherever it is best."""
+        return price(self.spec.costs, Origin.FORKED if self.zygote(node) else Origin.SPAWNED)
+
+    def next_price(self, node: str | None = None) -> Price:
+        """Of one more instance beside those that are there: a clone, where one of them can be the template."""
+        if self.spec.cloneable and self.clones and self.has_template(node):
+            return price(self.spec.costs, Origin.CLONED)
+        return self.price_on(node)
+
+    def has_template(self, node: str | None = None, but: Instance | None = None) -> bool:
+        return any(
+            instance.state in ("ready", "running")
+            and not instance.stale
+            and instance is not but
+            and (node is None or instance.container.node == node)
+            for instance in self.instances.values()
+        )
 
     def learn(self, **costs: float) -> None:
         self.spec = msgspec.structs.replace(self.spec, costs=msgspec.structs.replace(self.spec.costs, **costs))
@@ -163,7 +201,9 @@ class FunctionState:
     @property
     def cold_s(self) -> float:
         """What a cold start costs beyond a warm one, seconds."""
-        return self.spec.costs.container_s + self.spec.costs.loading_s
+        costs = self.spec.costs
+        cold_s = costs.container_s + costs.loading_s
+        return cold_s - saved_by_fork(costs) if self.libraries is not None and self.zygote() else cold_s
 
     def best_level(self) -> Level:
         """The best level that an instance has reached or is about to reach."""
@@ -178,15 +218,25 @@ class State:
     """Everything, and the actions of the event at hand."""
 
     def __init__(
-        self, forecast: Forecast, keep_alive: KeepAlive, policy: PreloadPolicy, *, queue_limit: int = 1000
+        self,
+        forecast: Forecast,
+        keep_alive: KeepAlive,
+        policy: PreloadPolicy,
+        library_policy: LibraryPolicy | None = None,
+        *,
+        queue_limit: int = 1000,
     ) -> None:
         self.forecast = forecast
         self.keep_alive = keep_alive
         self.policy = policy
+        self.library_policy: LibraryPolicy = library_policy or MostSaved()
         self.queue_limit = queue_limit
         self.ledger = Ledger()
         self.guests: dict[str, bool] = {}
         self.load_slots: dict[str, int] = {}
+        self.zygote_memory: dict[str, int] = {}  # by node: bytes that zygotes may take in all
+        self.libraries: dict[tuple[str, str], Libraries] = {}  # by namespace and key
+        self.zygotes: dict[str, Zygote] = {}
         self.functions: dict[str, FunctionState] = {}
         self.containers: dict[str, Container] = {}
         self.instances: dict[str, Instance] = {}
@@ -210,18 +260,20 @@ class State:
             self.out.append(SetTimer(timer="placement", at=at))
 
     def loads_running(self, node: str) -> int:
-        return sum(
+        """Loads, and imports of zygotes."""
+        loads = sum(
             1
             for container in self.containers.values()
             if container.node == node and container.active is not None and container.active.state == "loading"
         )
+        return loads + sum(1 for z in self.zygotes.values() if z.node == node and z.state == "starting")
 
     def value(self, instance: Instance) -> float:
         """Expected seconds saved per second and byte by keeping it: what decides who dies first."""
         if instance.stale or instance.function.deleted:
             return 0.0
-        costs = instance.function.costs
-        saves = costs.loading_s if instance.level >= Level.LOADED else costs.import_s
+        again = instance.function.price_on(instance.container.node)
+        saves = again.loading_s if instance.level >= Level.LOADED else again.import_s
         return self.forecast.rate(instance.function.spec.name, self.now) * saves / max(instance.bytes, 1)
 
     # ---- views -------------------------------------------------------------------------------------------
@@ -262,22 +314,33 @@ class State:
         return any(instance.function.pinned for instance in container.instances.values())
 
     def snapshot(self) -> Snapshot:
+        """A function is priced as a fork if it would be one in every container that may hold it: a policy does
+        not tell nodes apart, and what it places has to fit."""
+        nodes: dict[str, dict[str | None, None]] = {}  # by zone, as ordered sets
+        for container in self.containers.values():
+            if container.state == "ready":
+                nodes.setdefault(container.namespace, {})[container.node] = None
+        nowhere: dict[str | None, None] = {None: None}
         functions = []
         for name in sorted(self.functions):
             function = self.functions[name]
-            costs = function.costs
+            libraries = function.libraries
+            forked = libraries is not None and all(map(function.zygote, nodes.get(function.spec.zone, nowhere)))
+            found = price(function.spec.costs, Origin.FORKED if forked else Origin.SPAWNED)
             functions.append(
                 FunctionView(
                     name=name,
                     namespace=function.spec.zone,
                     libraries=function.spec.libraries,
                     mounts=function.spec.mounts,
-                    import_s=costs.import_s,
-                    load_s=costs.loading_s - costs.import_s,
-                    imported_bytes=costs.imported_bytes,
-                    loaded_bytes=costs.loaded_bytes,
+                    import_s=found.import_s,
+                    load_s=found.loading_s - found.import_s,
+                    imported_bytes=found.imported_bytes,
+                    loaded_bytes=found.loaded_bytes,
                     ready=function.best_level(),
-                    blocked=function.parked or function.blocked_until > self.now,
+                    blocked=function.parked
+                    or function.blocked_until > self.now
+                    or (libraries is not None and libraries.importing(self.now - PATIENCE_S)),
                 )
             )
         return Snapshot(

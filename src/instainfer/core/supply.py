@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from instainfer.core import containers, dispatch
+from instainfer.core import containers, dispatch, zygotes
 from instainfer.core.actions import SetTimer, Why
 from instainfer.core.state import Container, FunctionState, Instance, State
 from instainfer.model import Level
@@ -56,7 +56,8 @@ def needs_more(state: State, function: FunctionState) -> bool:
     # Worth it when the last in the queue gains more by it than its load costs.
     slots = len(serving) * function.spec.concurrency + soon
     work = function.service_s * waiting
-    return work / slots - work / (slots + 1) > function.cold_s
+    one_more_s = function.costs.container_s + function.next_price(node_for(state, function)).loading_s
+    return work / slots - work / (slots + 1) > one_more_s
 
 
 def stuck(state: State, instance: Instance) -> bool:
@@ -95,11 +96,18 @@ def begin(state: State, function: FunctionState) -> bool:
         reason = f"it declares {need >> 20} MB and no node has more than {largest >> 20} MB for containers"
         dispatch.reject_queue(state, function, "overloaded", reason)
         return True
-    for node in sorted(state.ledger.nodes, key=lambda node: (-state.ledger.free(node), node)):
-        if state.ledger.free(node) >= need:
-            containers.create(state, function, node, Why(rule=f"{why}: a container of its own"))
-            return True
-    return False
+    node = node_for(state, function)
+    if node is None:
+        return False
+    containers.create(state, function, node, Why(rule=f"{why}: a container of its own"))
+    return True
+
+
+def node_for(state: State, function: FunctionState) -> str | None:
+    """Where a container of its own fits now: rather where its libraries are imported, then where most is free."""
+    free = state.ledger.free
+    fits = [node for node in state.ledger.nodes if free(node) >= function.spec.memory]
+    return min(fits, key=lambda node: (not function.zygote(node), -free(node), node), default=None)
 
 
 def into_own(state: State, function: FunctionState, request: int | None, why: str) -> bool:
@@ -109,7 +117,7 @@ def into_own(state: State, function: FunctionState, request: int | None, why: st
             continue
         if not set(function.spec.mounts) <= set(container.mounts):
             continue
-        missing = function.expected_bytes(Level.LOADED) - container.free
+        missing = function.next_price(container.node).loaded_bytes - container.free
         if missing <= 0:
             rule = f"{why}: into its own container"
             load = containers.load(state, function, container, Level.LOADED, ahead=False, why=Why(rule=rule))
@@ -131,24 +139,32 @@ def into_own(state: State, function: FunctionState, request: int | None, why: st
 
 
 def make_room(state: State, function: FunctionState) -> None:
-    """Ask the keep-alive policy whom to destroy so that the function's container fits on some node."""
-    for node in state.ledger.nodes:
-        there = [container for container in state.containers.values() if container.node == node]
-        leaving = sum(container.limit for container in there if container.state == "destroying")
-        short = function.spec.memory - state.ledger.free(node) - leaving
-        if short <= 0:
-            return  # enough is on its way
-        alive = [container for container in there if container.state == "ready"]
-        # A container in the middle of a pre-load is as good a victim as an idle one.
-        quiet = [replace(state.view(container), idle=True) for container in alive if container.quiet]
-        for victim in state.keep_alive.victims(
-            quiet, short, state.now, alive=[state.view(container) for container in alive]
-        ):
-            rule = f"its memory is needed for a container of {function.spec.name}"
-            containers.destroy(state, state.containers[victim], Why(rule=rule, weight=function.spec.memory))
-            short = 0
-        if short <= 0:
-            return
+    """Destroy what the keep-alive policy names so that the function's container fits on some node; where that
+    is not enough on any, zygotes end too, the least valuable first: they are never in the way of a request."""
+    for zygotes_too in (False, True) if state.zygotes else (False,):
+        for node in state.ledger.nodes:
+            there = [container for container in state.containers.values() if container.node == node]
+            leaving = sum(container.limit for container in there if container.state == "destroying")
+            leaving += zygotes.leaving(state, node)
+            short = function.spec.memory - state.ledger.free(node) - leaving
+            if short <= 0:
+                return  # enough is on its way
+            alive = [container for container in there if container.state == "ready"]
+            # A container in the middle of a pre-load is as good a victim as an idle one.
+            quiet = [replace(state.view(container), idle=True) for container in alive if container.quiet]
+            views = [state.view(container) for container in alive]
+            for ending in zygotes.offers(state, node) if zygotes_too else [[]]:
+                rest = short - sum(zygote.bytes for zygote in ending)
+                victims = state.keep_alive.victims(quiet, rest, state.now, alive=views) if rest > 0 else []
+                if rest <= 0 or victims:
+                    why = Why(
+                        rule=f"its memory is needed for a container of {function.spec.name}",
+                        weight=function.spec.memory,
+                    )
+                    for victim in victims:
+                        containers.destroy(state, state.containers[victim], why)
+                    zygotes.give_way(state, ending, why)
+                    return
 
 
 def forget(state: State, instance: Instance) -> None:

@@ -203,3 +203,58 @@ class PreloadPolicy(Protocol):
     ends_co_residents: bool
 
     def plan(self, snapshot: Snapshot, forecast: Predictor, now: float) -> Plan: ...
+
+
+class LibrariesView(msgspec.Struct, frozen=True, kw_only=True):
+    """The libraries that some functions share, as a policy sees them."""
+
+    name: str
+    bytes: int  # of a zygote that has imported them
+    functions: tuple[tuple[str, float], ...]  # those that can be forked, and seconds that it saves each start
+    not_on: tuple[str, ...] = ()  # nodes where it failed lately
+
+
+class ZygoteView(msgspec.Struct, frozen=True, kw_only=True):
+    zygote: str
+    libraries: str
+    bytes: int
+    complete: bool  # it has all that its functions import
+    ending: bool = False  # its memory is on its way back
+
+
+class ShelfView(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node has for zygotes."""
+
+    node: str
+    cap: int  # bytes that they may take in all
+    free: int  # bytes of the node that nothing was promised to
+    slots: int  # further imports or loads that it can take now
+    zygotes: tuple[ZygoteView, ...]
+
+
+class Import(msgspec.Struct, frozen=True, kw_only=True):
+    """Start a zygote of `libraries` on `node`, after ending `displaced` (zygotes there); in place of the one
+    that is there when it is complete."""
+
+    libraries: str
+    node: str
+    displaced: tuple[str, ...]
+    rule: str
+    value: float  # expected seconds saved per second, there
+    saves_s: float  # a start of the function that gains most
+    weight: int
+
+
+class LibraryPolicy(Protocol):
+    """Which libraries are kept imported on which node."""
+
+    def value(self, libraries: LibrariesView, forecast: Predictor, now: float) -> float:
+        """Expected seconds of latency saved per second of holding a zygote of them; what has least goes first."""
+        ...
+
+    def plan(
+        self, libraries: Sequence[LibrariesView], shelves: Sequence[ShelfView], forecast: Predictor, now: float
+    ) -> list[Import]:
+        """In the order in which they are to be carried out. One that has to wait for memory which is on its way
+        back is in the list, so that nothing else takes that."""
+        ...

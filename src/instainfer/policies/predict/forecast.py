@@ -22,26 +22,40 @@ class Forecast:
     def __init__(self, base: Predictor) -> None:
         self.base = base
         self._hints: dict[str, list[tuple[float, float]]] = {}  # (at, probability), earliest first
+        # One pass asks for the same rates several times, and they are what it costs.
+        self._rates: dict[str, float] = {}
+        self._rates_at: float | None = None
 
     def hint(self, function: str, at: float, probability: float) -> None:
         """Probabilities outside (0, 1] are clipped; nothing is remembered for zero."""
         if probability > 0.0:
+            self._rates_at = None
             hints = self._hints.setdefault(function, [])
             hints.append((at, min(probability, 1.0)))
             hints.sort()
 
     def observe(self, function: str, now: float) -> None:
+        self._rates_at = None
         self.base.observe(function, now)
         if self._hints:
             self._use_up(function, now)
 
     def forget(self, function: str) -> None:
+        self._rates_at = None
         self.base.forget(function)
         self._hints.pop(function, None)
 
     def rate(self, function: str, now: float) -> float:
-        rate = self.base.rate(function, now)
-        return rate + self.hinted(function, now) if self._hints else rate
+        if now != self._rates_at:
+            self._rates.clear()
+            self._rates_at = now
+        rate = self._rates.get(function)
+        if rate is None:
+            rate = self.base.rate(function, now)
+            if self._hints:
+                rate += self.hinted(function, now)
+            self._rates[function] = rate
+        return rate
 
     def hinted(self, function: str, now: float) -> float:
         """The part of `rate` that comes from hints."""
