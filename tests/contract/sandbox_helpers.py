@@ -12,6 +12,8 @@ import contextlib
 import importlib
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -107,13 +109,43 @@ def spill(path, text=""):
 """
 
 
+#: A process with ballast that forks: what comes over its socket is code for a child, with the child's socket and
+#: its doors.
+ZYGOTE = """
+import signal, socket, traceback
+ballast = bytearray(b"x") * (hear() << 20)
+platform = socket.socket(fileno=3)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # reaped by the kernel
+say(os.getpid())
+while True:
+    code, fds, _, _ = socket.recv_fds(platform, 65536, 8)
+    if not code:
+        os._exit(0)
+    if os.fork() == 0:
+        try:
+            entered = [attempt(os.write, door, b"0") for door in fds[1:]]
+            os.dup2(fds[0], 3)
+            os.closerange(4, 64)
+            os.setsid()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.write(3, b"H")
+            if os.read(3, 1) == b"G":
+                exec(code.decode())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    for fd in fds:
+        os.close(fd)
+"""
+
+
 @dataclass
-class Child:
-    """A spawned `python -c`, to talk with in Python literals over its descriptor 3."""
+class Talker:
+    """A process to talk with in Python literals over its descriptor 3."""
 
     name: str
-    spawned: Spawned
-    link: ManagerLink
+    pid: int
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
@@ -126,6 +158,20 @@ class Child:
         self.writer.write(repr(thing).encode() + b"\n")
         return await self.hear()
 
+    def stderr(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@dataclass
+class Child(Talker):
+    """A spawned `python -c`."""
+
+    spawned: Spawned
+    link: ManagerLink
+
     async def exit(self) -> tuple[int | None, int | None]:
         how = await asyncio.wait_for(asyncio.shield(self.link.exited(self.name)), TIMEOUT_S)
         return how.code, how.signal
@@ -137,7 +183,7 @@ class Child:
         return _drain(self.spawned.stderr_fd)
 
     def close(self) -> None:
-        self.writer.close()
+        super().close()
         os.close(self.spawned.stdout_fd)
         os.close(self.spawned.stderr_fd)
 
@@ -151,6 +197,7 @@ class Box:
     uids: bool
     lost: asyncio.Future[str]
     children: list[Child] = field(default_factory=list)
+    outsiders: list[Talker] = field(default_factory=list)
 
     async def run(
         self, name: str, code: str, *, uid: int = 1001, limit: int = 256 * MB, limits: dict[str, int] | None = None
@@ -167,9 +214,39 @@ class Box:
             doors=self.container.doors(name, limit=limit),
         )
         reader, writer = await asyncio.open_connection(sock=spawned.sock)
-        child = Child(name, spawned, self.link, reader, writer)
+        child = Child(name, spawned.pid, reader, writer, spawned, self.link)
         self.children.append(child)
         return child
+
+    async def zygote(self, ballast: int = 64) -> Child:
+        """One with so many MB, in this box."""
+        zygote = await self.run("zygote", ZYGOTE)
+        await zygote.ask(ballast)
+        return zygote
+
+    async def fork(
+        self, name: str, zygote: Child, code: str, *, limit: int = 256 * MB, doors: bool = True
+    ) -> Talker:
+        """An instance of this box that the zygote of another one forks, through its doors or without."""
+        opened = self.container.doors(name, limit=limit, outside=True)
+        given = opened if doors else []
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        ours.settimeout(TIMEOUT_S)
+        socket.send_fds(zygote.spawned.sock, [textwrap.dedent(code).encode()], [theirs.fileno(), *given])
+        theirs.close()
+        for door in opened:
+            os.close(door)
+        said, ancillary, _, _ = await asyncio.to_thread(ours.recvmsg, 1, socket.CMSG_SPACE(12))
+        assert said == b"H", f"{name} did not begin: {zygote.stderr()}"
+        pid = int(struct.unpack("3i", ancillary[0][2])[0])
+        self.container.attach(name, pid, limit=limit)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        ours.send(b"G")
+        ours.setblocking(False)
+        outsider = Talker(name, pid, *await asyncio.open_connection(sock=ours))
+        self.outsiders.append(outsider)
+        return outsider
 
 
 @dataclass
@@ -210,7 +287,7 @@ async def world(variant: str, path: Path) -> AsyncIterator[World]:
     finally:
         for box in made.boxes:
             box.link.close()
-            for child in box.children:
+            for child in (*box.children, *box.outsiders):
                 child.close()
         await sandbox.aclose()
 
@@ -329,7 +406,8 @@ def traces(state: Path) -> list[str]:
 
 
 class Server:
-    """A server process that has made two containers, one instance of which is frozen."""
+    """A server process that has made two containers, one instance of each is frozen, and so is a fork that a third
+    container's zygote made for the first."""
 
     def __init__(self, variant: str, state: Path) -> None:
         self._process = subprocess.Popen(
@@ -360,6 +438,11 @@ async def _serve(variant: str, state: Path) -> None:
             await child.hear()
             pids.append(child.spawned.pid)
         await box.container.freeze("i1")
+    zygote = await (await made.box("a-room")).zygote()  # sorted before the containers that it forks for
+    outsider = await made.boxes[0].fork("o1", zygote, "say(os.fork() > 0)\nhear()")
+    await outsider.hear()
+    await made.boxes[0].container.freeze("o1")
+    pids += [zygote.pid, outsider.pid]
     link = getattr(sandbox, "_launcher", None)
     print(json.dumps({"pids": pids, "launcher": link and link._process.pid}), flush=True)
     await asyncio.Event().wait()

@@ -4,6 +4,7 @@ suite's business."""
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,15 @@ V2_FILES = (
     "memory.max",
     "memory.swap.max",
     "pids.max",
+    "cpu.weight",
 )
+ALL = {"freezer/run/c1/i1", "memory/run/c1/i1", "pids/run/c1", "cpu/run/c1"}
 V1_FILES = (
     "tasks",
     "cgroup.procs",
     "freezer.state",
     "pids.max",
+    "cpu.shares",
     "memory.limit_in_bytes",
     "memory.memsw.limit_in_bytes",
 )
@@ -152,6 +156,53 @@ def test_taking_a_process_that_came_by_the_door_moves_nothing(tmp_path: Path) ->
     assert procs.read_text() == "5\n77\n"
     groups.take("c1", "i1", 8)
     assert procs.read_text().startswith("8")
+
+
+def test_on_v1_an_outsider_enters_the_hierarchies_of_the_container_too(tmp_path: Path) -> None:
+    groups = v1(tmp_path, "cpu", "memory", "freezer", "pids")
+    for outside, entered in ((False, {"freezer/run/c1/i1", "memory/run/c1/i1"}), (True, ALL)):
+        doors = groups.doors("c1", "i1", outside=outside)
+        assert {str(Path(f"/proc/self/fd/{door}").readlink()) for door in doors} == {
+            str(tmp_path / place / "tasks") for place in entered
+        }
+        for door in doors:
+            os.close(door)
+    (tmp_path / "memory/run/c1/i1/cgroup.procs").write_text("77\n")
+    (tmp_path / "cpu/run/c1/cgroup.procs").write_text("77\n1\n")
+    groups.take("c1", "i1", 77)
+    procs = {place: (tmp_path / place / "cgroup.procs").read_text() for place in ALL}
+    assert procs == {**dict.fromkeys(ALL, "77"), "memory/run/c1/i1": "77\n", "cpu/run/c1": "77\n1\n"}
+    assert groups.pids("c1") == [1, 77]
+
+
+def test_on_v2_an_outsider_enters_one_group(tmp_path: Path) -> None:
+    groups = v2(tmp_path, "memory pids cpu")
+    (door,) = groups.doors("c1", "i1", outside=True)
+    assert Path(f"/proc/self/fd/{door}").readlink() == tmp_path / "run/c1/i1/cgroup.procs"
+    os.close(door)
+
+
+def test_an_instance_has_an_account_of_its_own(tmp_path: Path) -> None:
+    v1_ = v1(tmp_path / "1", "memory", "freezer")
+    stat = "rss 1\nshmem 1\ntotal_rss 20\ntotal_shmem 4\ntotal_cache 900\n"
+    group(tmp_path / "1/memory/run/c1/i1", (), memory__stat=stat)
+    v2_ = v2(tmp_path / "2", "memory")
+    group(tmp_path / "2/run/c1/i1", (), memory__stat="anon 20\nfile 900\nshmem 4\n")
+    assert v1_.anonymous("c1", "i1") == v2_.anonymous("c1", "i1") == 24
+    assert v1_.anonymous("c1", "i9") == v2_.anonymous("c1", "i9") == 0
+
+
+def test_processors_are_shared_by_weight(tmp_path: Path) -> None:
+    v1_, v2_ = v1(tmp_path / "1", "cpu", "freezer"), v2(tmp_path / "2", "cpu")
+    shares, weight = tmp_path / "1/cpu/run/c1/cpu.shares", tmp_path / "2/run/c1/cpu.weight"
+    for cpus, one, two in ((1.0, "1024", "100"), (2.5, "2560", "250"), (0.0, "2", "1"), (1e6, "262144", "10000")):
+        for file in (shares, weight):
+            file.write_text("")
+        for groups in (v1_, v2_):
+            groups.add_container("c1", limit=1000, pids=7, cpus=cpus)
+        assert (shares.read_text(), weight.read_text()) == (one, two)
+    v1(tmp_path / "3", "freezer").share("c1", 2.0)  # nobody weighs
+    v2(tmp_path / "4", "memory").share("c1", 2.0)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -64,24 +64,31 @@ class ContainerSpec:
     network: bool = False
     pids: int = 256
     scratch: int = 512 << 20  # bytes of /tmp and /dev/shm, each (they count towards the limit)
+    cpus: float = 1.0  # its share when processors are short; no ceiling
+    uids: tuple[int, ...] | None = None  # with function_uids: the only ones (and gids) there are besides 0
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes. `instances` are anonymous + shmem shares (Pss_Anon + Pss_Shmem) per attached instance."""
+    """Bytes of anonymous and shared memory that was made here: what an instance still shares with the process
+    that it was forked from is not its own. From the kernel's accounts where those are (then late by two seconds
+    or 256 kB a processor at most, whichever is less), else estimated (measure.held)."""
 
     anonymous: int  # of the whole container
-    instances: Mapping[str, int]
+    instances: Mapping[str, int]  # of every attached one
 
 
 class Container(Protocol):
     id: str
     control: socket.socket  # the agent's end; SOCK_SEQPACKET, non-blocking
 
-    def doors(self, instance: str, *, limit: int) -> list[int]:
+    def doors(self, instance: str, *, limit: int, outside: bool = False) -> list[int]:
         """Open files into each of which the child that is about to become the instance writes "0" and so
         moves itself under the instance's own cgroup: hand them to `ManagerLink.spawn`, which closes them.
+        `outside`: for a child that is forked in another container (its room), which has to enter what is the
+        whole container's too; at most four. It must be single-threaded. Whoever holds one can move any process
+        of its pid namespace in, so it is closed as soon as it was used.
         An optimisation only (on cgroup v1 30 µs instead of 15-25 ms): `attach` decides. May be empty. Where the
         spawn fails, `detach` undoes it."""
         ...
@@ -89,6 +96,9 @@ class Container(Protocol):
     def attach(self, instance: str, pid: int, *, limit: int) -> None:
         """Take the process `pid` (as this host numbers it), which waits for its go, under the instance's
         own cgroup, unless it came in through the doors. Every later child of it belongs to the instance.
+        It leads a session and has touched little of what its parent left it. One that was forked elsewhere
+        stays in its room's namespaces and ends with that room too; all else is as for any instance, but where
+        nothing but a mark finds who left its session, such a one ends with the room only.
         Raises ProcessLookupError when it is gone."""
         ...
 
@@ -110,8 +120,12 @@ class Container(Protocol):
         """Raises OSError (EBUSY) when the kernel cannot shrink to it."""
         ...
 
+    def share(self, cpus: float) -> None:
+        """Change the weight that the spec gave it. Does nothing where nobody weighs."""
+        ...
+
     def usage(self) -> Usage:
-        """Reads /proc and cgroup files; takes milliseconds; may be called from a thread."""
+        """Reads /proc or cgroup files; takes milliseconds where it is estimated; may be called from a thread."""
         ...
 
     def oom_killed(self, instance: str) -> bool:

@@ -28,7 +28,7 @@ class Groups(Protocol):
     name: str
     controllers: frozenset[str]  # of memory, pids, freezer
 
-    def add_container(self, container: str, *, limit: int, pids: int) -> None: ...
+    def add_container(self, container: str, *, limit: int, pids: int, cpus: float = 1.0) -> None: ...
 
     def enter_container(self, container: str) -> None:
         """Move the calling, single-threaded process in (as its manager)."""
@@ -36,13 +36,15 @@ class Groups(Protocol):
 
     def add_instance(self, container: str, instance: str, *, limit: int) -> None: ...
 
-    def doors(self, container: str, instance: str) -> list[int]:
+    def doors(self, container: str, instance: str, *, outside: bool = False) -> list[int]:
         """Descriptors into each of which a single-threaded process writes "0" to move itself into the
-        instance. On v1 this is 30 µs where moving another process waits 6-14 ms for an RCU grace period."""
+        instance, and with `outside` into the container as well. On v1 this is 30 µs where moving another
+        process waits 6-14 ms for an RCU grace period."""
         ...
 
     def take(self, container: str, instance: str, pid: int) -> None:
-        """Move `pid` in unless it is there. Raises ProcessLookupError when it is gone."""
+        """Move `pid` into the instance and the container unless it is there. Raises ProcessLookupError when
+        it is gone."""
         ...
 
     def pids(self, container: str, instance: str | None = None) -> list[int]:
@@ -69,8 +71,13 @@ class Groups(Protocol):
         """Bytes in force, or None without one."""
         ...
 
-    def anonymous(self, container: str) -> int:
-        """Anonymous and shared-memory bytes charged to the whole container."""
+    def share(self, container: str, cpus: float) -> None:
+        """Its weight against other containers; nothing without a controller of cpus."""
+        ...
+
+    def anonymous(self, container: str, instance: str | None = None) -> int:
+        """Anonymous and shared-memory bytes charged to the instance (or the whole container), to groups below
+        it too. A page is charged to who wrote it first: a fork's copies to the fork, once it has moved."""
         ...
 
     def oom_kills(self, container: str, instance: str) -> int: ...

@@ -10,7 +10,7 @@ from instainfer.sandbox import cgroupfs as fs
 
 class V1:
     """One hierarchy per controller. Processes may sit in inner groups, so the manager sits in its container's
-    and instances in groups below; limits of pids and cpu are the container's and need no group per instance."""
+    and instances in groups below; pids and cpu are the container's and need no group per instance."""
 
     version = 1
 
@@ -21,7 +21,7 @@ class V1:
         }
         self.controllers = frozenset(self.mounts) - {"cpu"}
 
-    def add_container(self, container: str, *, limit: int, pids: int) -> None:
+    def add_container(self, container: str, *, limit: int, pids: int, cpus: float = 1.0) -> None:
         for controller in self.mounts:
             self._path(controller, container).mkdir(parents=True, exist_ok=True)
         if "memory" in self.mounts:
@@ -32,6 +32,7 @@ class V1:
             self._limit(memory, limit)
         if "pids" in self.mounts:
             fs.write(self._path("pids", container) / "pids.max", str(pids))
+        self.share(container, cpus)
 
     def enter_container(self, container: str) -> None:
         for controller in self.mounts:
@@ -44,19 +45,23 @@ class V1:
         if "memory" in self.mounts:
             self._limit(self._path("memory", container, instance), limit)
 
-    def doors(self, container: str, instance: str) -> list[int]:
-        return fs.open_all([self._path(c, container, instance) / "tasks" for c in self._per_instance()])
+    def doors(self, container: str, instance: str, *, outside: bool = False) -> list[int]:
+        paths = [self._path(c, container, instance) for c in self._per_instance()]
+        if outside:
+            paths += self._of_the_container(container)
+        return fs.open_all([path / "tasks" for path in paths])
 
     def take(self, container: str, instance: str, pid: int) -> None:
-        for controller in self._per_instance():
-            path = self._path(controller, container, instance) / "cgroup.procs"
-            if pid not in fs.pids(path):
-                fs.write(path, str(pid))
+        paths = [self._path(c, container, instance) for c in self._per_instance()]
+        for path in (*paths, *self._of_the_container(container)):
+            if pid not in fs.pids(path / "cgroup.procs"):
+                fs.write(path / "cgroup.procs", str(pid))
 
     def pids(self, container: str, instance: str | None = None) -> list[int]:
-        paths = [self._path(next(iter(self.mounts)), container)]
         if instance is not None:
             paths = [self._path(self._per_instance()[0], container, instance)]
+        else:  # all: one that comes in from outside enters them one by one
+            paths = [self._path(controller, container) for controller in self.mounts]
         return sorted({pid for path in paths for pid in fs.pids_below(path)})
 
     def freeze(self, container: str, instance: str) -> None:
@@ -96,8 +101,14 @@ class V1:
         bytes_ = int((path / "memory.limit_in_bytes").read_text())
         return None if bytes_ >= 1 << 62 else bytes_
 
-    def anonymous(self, container: str) -> int:
-        stat = fs.table(self._path("memory", container) / "memory.stat")
+    def share(self, container: str, cpus: float) -> None:
+        if "cpu" in self.mounts:
+            shares = min(262144, max(2, round(1024 * cpus)))  # what the kernel takes
+            fs.write(self._path("cpu", container) / "cpu.shares", str(shares))
+
+    def anonymous(self, container: str, instance: str | None = None) -> int:
+        path = self._path("memory", container, *([instance] if instance else []))
+        stat = fs.table(path / "memory.stat")
         return stat.get("total_rss", 0) + stat.get("total_shmem", 0)
 
     def oom_kills(self, container: str, instance: str) -> int:
@@ -122,6 +133,9 @@ class V1:
 
     def _path(self, controller: str, *parts: str) -> Path:
         return self.mounts[controller].joinpath(self.name, *parts)
+
+    def _of_the_container(self, container: str) -> list[Path]:
+        return [self._path(c, container) for c in self.mounts if c not in self._per_instance()]
 
     def _per_instance(self) -> list[str]:
         return [controller for controller in ("freezer", "memory") if controller in self.mounts]

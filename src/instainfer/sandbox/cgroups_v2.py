@@ -30,7 +30,7 @@ class V2:
         self._granted = granted & {"memory", "pids", "cpu"}
         self.controllers = frozenset((self._granted - {"cpu"}) | {"freezer"})
 
-    def add_container(self, container: str, *, limit: int, pids: int) -> None:
+    def add_container(self, container: str, *, limit: int, pids: int, cpus: float = 1.0) -> None:
         path = self._base / container
         wanted = " ".join(f"+{controller}" for controller in sorted(self._granted))
         for step in (self._base, path):
@@ -41,6 +41,7 @@ class V2:
         self.resize(container, limit)
         if "pids" in self._granted:
             fs.write(path / "pids.max", str(pids))
+        self.share(container, cpus)
 
     def enter_container(self, container: str) -> None:
         fs.write(self._base / container / self.MANAGER / "cgroup.procs", "0")
@@ -52,7 +53,8 @@ class V2:
             fs.write(path / "memory.max", str(limit))
             fs.write_if_there(path / "memory.swap.max", "0")
 
-    def doors(self, container: str, instance: str) -> list[int]:
+    def doors(self, container: str, instance: str, *, outside: bool = False) -> list[int]:
+        # one hierarchy: who enters the instance has entered the container
         return fs.open_all([self._base / container / instance / "cgroup.procs"])
 
     def take(self, container: str, instance: str, pid: int) -> None:
@@ -96,8 +98,13 @@ class V2:
         text = path.read_text().strip() if "memory" in self._granted else "max"
         return None if text == "max" else int(text)
 
-    def anonymous(self, container: str) -> int:
-        stat = fs.table(self._base / container / "memory.stat")
+    def share(self, container: str, cpus: float) -> None:
+        if "cpu" in self._granted:
+            weight = min(10000, max(1, round(100 * cpus)))  # what the kernel takes
+            fs.write(self._base / container / "cpu.weight", str(weight))
+
+    def anonymous(self, container: str, instance: str | None = None) -> int:
+        stat = fs.table(self._base / container / (instance or "") / "memory.stat")
         return stat.get("anon", 0) + stat.get("shmem", 0)
 
     def oom_kills(self, container: str, instance: str) -> int:

@@ -31,7 +31,6 @@ from instainfer.sandbox import cgroups, syscalls
 from instainfer.sandbox import operations as op
 
 LARGEST = 256 << 10  # bytes of a datagram
-IDS = 65536  # uids and gids of a container
 CONTROL, REPORT = 3, 4  # descriptors of a container's pid 1
 
 #: /etc of the host that libraries read at start; nothing that names its users, secrets or network.
@@ -112,7 +111,7 @@ def _build(request: dict[str, Any], control: int, report: int) -> None:
     groups = cgroups.restored(request["groups"]) if request["groups"] else None
     if groups is not None:
         try:
-            groups.add_container(request["id"], limit=request["limit"], pids=request["pids"])
+            groups.add_container(request["id"], limit=request["limit"], pids=request["pids"], cpus=request["cpus"])
             groups.enter_container(request["id"])
         except OSError as error:
             raise op.OperationFailed("make its cgroup", str(error)) from error
@@ -130,7 +129,7 @@ def _build(request: dict[str, Any], control: int, report: int) -> None:
     if request["privileged"] and os.read(asks, 1):  # nothing to read: it failed and has said why
         for kind in ("uid", "gid"):
             try:
-                op.write(f"{pid}/{kind}_map", f"0 {request['uid_base']} {IDS}", dir_fd=proc)
+                op.write(f"{pid}/{kind}_map", request["ids"], dir_fd=proc)
             except OSError as error:
                 raise op.OperationFailed(f"map its {kind}s to {request['uid_base']}", str(error)) from error
         os.write(answer, b"+")
@@ -318,9 +317,9 @@ class Launcher:
 
     def _forget(self, container: str) -> None:
         if self._groups is not None:
-            self._groups.kill(container)
             for _ in range(200):
                 try:
+                    self._groups.kill(container)
                     self._groups.remove_container(container)
                     return
                 except OSError:
@@ -333,7 +332,13 @@ class Launcher:
                 os.kill(pid, signal.SIGKILL)
         if self._groups is None:
             return
-        for container in self._groups.containers():
+        # All are killed before the first is removed: a process may sit in the groups of one container and in the
+        # pid namespace of another, whose end waits for it while it is frozen.
+        containers = self._groups.containers()
+        for container in containers:
+            with contextlib.suppress(OSError):  # `_forget` insists
+                self._groups.kill(container)
+        for container in containers:
             self._forget(container)
         with contextlib.suppress(OSError):  # not empty: the next start of the server tries again
             self._groups.remove()

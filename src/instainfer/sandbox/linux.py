@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from instainfer.errors import Unavailable
 from instainfer.sandbox import cgroups
 from instainfer.sandbox.base import ContainerSpec, Enforces
 from instainfer.sandbox.children import Exit
-from instainfer.sandbox.grouped import GroupedContainer, end_container
+from instainfer.sandbox.grouped import GroupedContainer, end_container, pid_namespace
+from instainfer.sandbox.idmap import mapping
 from instainfer.sandbox.launcher import LARGEST
-from instainfer.sandbox.sessions import SessionContainer
+from instainfer.sandbox.sessions import Leader, SessionContainer
 from instainfer.sandbox.state import State
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,17 @@ log = logging.getLogger(__name__)
 RUNTIME = Path(instainfer.runtime.__file__).resolve().parent
 MANAGER = RUNTIME / "manager.py"
 CREATE_S = 20.0
+EVICT_S = 0.05
 
 LinuxContainer = GroupedContainer | SessionContainer
+
+
+@dataclass(frozen=True)
+class Manager:
+    """A running one: its end, and its pid namespace, in which all that it starts lives."""
+
+    exit: Exit
+    home: int
 
 
 class LinuxSandbox:
@@ -61,6 +72,7 @@ class LinuxSandbox:
         self._groups: cgroups.Groups | None = None
         self._launcher: _LauncherLink | None = None
         self._containers: dict[str, LinuxContainer] = {}
+        self._leaders: set[Leader] = set()
 
     @property
     def enforces(self) -> Enforces:
@@ -93,9 +105,10 @@ class LinuxSandbox:
             self._launcher = None
         if self._launcher is None:
             self._launcher = _LauncherLink(self._python)
+        request = self._request(spec)
         ours, theirs = control_pair()
         try:
-            manager = await self._launcher.create(self._request(spec), theirs)
+            manager = await self._launcher.create(request, theirs)
         except BaseException:
             ours.close()
             raise
@@ -104,9 +117,9 @@ class LinuxSandbox:
         end = self._end_of(spec.id, manager)
         container: LinuxContainer
         if self._groups is not None:
-            container = GroupedContainer(spec.id, ours, self._groups, spec.limit, end)
+            container = GroupedContainer(spec.id, ours, self._groups, spec.limit, end, home=manager.home)
         else:
-            container = SessionContainer(spec.id, ours, spec.limit, end)
+            container = SessionContainer(spec.id, ours, spec.limit, end, self._leaders)
         self._containers[spec.id] = container
         return container
 
@@ -131,10 +144,11 @@ class LinuxSandbox:
             "op": "create",
             "id": spec.id,
             "privileged": self._privileged,
-            "uid_base": spec.uid_base,
+            "ids": mapping(spec.uid_base, spec.uids),
             "network": spec.network,
             "limit": spec.limit,
             "pids": spec.pids,
+            "cpus": spec.cpus,
             "scratch": spec.scratch,
             # what lies below /usr is seen anyway, read-only
             "mounts": [[p, w] for p, w in mounts.items() if w or (not p.startswith("/usr/") and p != "/usr")],
@@ -149,10 +163,16 @@ class LinuxSandbox:
         """Of the interpreter, for one that is reached by a link from elsewhere."""
         return self._python.parent.parent
 
-    def _end_of(self, id_: str, manager: Exit) -> Callable[[], Awaitable[None]]:
+    def _end_of(self, id_: str, manager: Manager) -> Callable[[], Awaitable[None]]:
         async def end() -> None:
-            manager.send(signal.SIGKILL)
-            await manager.wait()
+            manager.exit.send(signal.SIGKILL)
+            while True:  # again: one may be frozen meanwhile
+                for container in tuple(self._containers.values()):
+                    if isinstance(container, GroupedContainer):
+                        container.evict(manager.home)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(manager.exit.wait(), EVICT_S)
+                    break
             self._containers.pop(id_, None)
 
         return end
@@ -177,7 +197,7 @@ class _LauncherLink:
     def __init__(self, python: Path) -> None:
         self.lost = False
         self._loop = asyncio.get_running_loop()
-        self._wanted: dict[str, asyncio.Future[Exit]] = {}
+        self._wanted: dict[str, asyncio.Future[Manager]] = {}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -200,9 +220,9 @@ class _LauncherLink:
         self._exit = Exit(os.pidfd_open(self._process.pid))
         self._loop.add_reader(self._socket.fileno(), self._readable)
 
-    async def create(self, request: dict[str, Any], control: socket.socket) -> Exit:
+    async def create(self, request: dict[str, Any], control: socket.socket) -> Manager:
         """The running manager. Raises Unavailable with the operation that failed."""
-        answer: asyncio.Future[Exit] = self._loop.create_future()
+        answer: asyncio.Future[Manager] = self._loop.create_future()
         self._wanted[request["id"]] = answer
         data = json.dumps(request).encode()
         try:
@@ -244,11 +264,14 @@ class _LauncherLink:
     def _heard(self, said: dict[str, Any], fds: list[int]) -> None:
         answer = self._wanted.get(said["id"])
         if said["event"] == "created":
-            manager = Exit(fds[0])
+            exit_ = Exit(fds[0])
             if answer is None or answer.done():  # nobody waits any more
-                manager.send(signal.SIGKILL)
-            else:
-                answer.set_result(manager)
+                exit_.send(signal.SIGKILL)
+                return
+            home = 0
+            with contextlib.suppress(ProcessLookupError):  # it ended at once: nothing was forked in there
+                home = pid_namespace(said["pid"])
+            answer.set_result(Manager(exit_, home))
         elif said["event"] == "failed" and answer is not None and not answer.done():
             answer.set_exception(
                 Unavailable(

@@ -18,7 +18,7 @@ from instainfer.errors import Unavailable
 from instainfer.sandbox.base import ContainerSpec, Enforces
 from instainfer.sandbox.children import Exit
 from instainfer.sandbox.linux import MANAGER, control_pair
-from instainfer.sandbox.sessions import SessionContainer, end_marked
+from instainfer.sandbox.sessions import Leader, SessionContainer, end_marked
 from instainfer.sandbox.state import State
 
 MARK = "INSTAINFER_SANDBOX"  # runtime/manager.py hands it on to its instances
@@ -39,6 +39,7 @@ class ProcessSandbox:
     def __init__(self, state: Path) -> None:
         self._state = State(state)
         self._containers: dict[str, SessionContainer] = {}
+        self._leaders: set[Leader] = set()
 
     async def start(self) -> None:
         self._state.take()
@@ -67,7 +68,9 @@ class ProcessSandbox:
         finally:
             theirs.close()
         manager = Exit(os.pidfd_open(process.pid))
-        container = SessionContainer(spec.id, ours, spec.limit, self._end_of(spec.id, process, manager, mark))
+        container = SessionContainer(
+            spec.id, ours, spec.limit, self._end_of(spec.id, process, manager, mark), self._leaders
+        )
         self._containers[spec.id] = container
         return container
 
