@@ -32,6 +32,9 @@ Uid = Annotated[int, msgspec.Meta(ge=65536, le=(1 << 31) - (1 << 24))]
 
 #: Share of this machine's memory that a server takes when `node.memory` does not say.
 MEMORY_SHARE = 0.7
+#: Share of `node.memory` that library zygotes may take when `node.zygote_memory` does not say.
+ZYGOTE_SHARE = 0.5
+UNSAID = 1 << 62  # of a size whose 0 means something
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +54,7 @@ class Server(Section, frozen=True, kw_only=True):
 
 class Node(Section, frozen=True, kw_only=True):
     memory: Size = 0  # of all containers' limits together; 0 or "": MEMORY_SHARE of this machine's
+    zygote_memory: Size = UNSAID  # of library zygotes, out of `memory`; 0: none; not said: ZYGOTE_SHARE of it
     load_slots: Count = 0  # loads at a time; 0: one per core
     uid_base: Uid = UID_BASE  # first host uid of those that containers use
 
@@ -110,7 +114,7 @@ def default_data_dir() -> Path:
 
 
 def load(file: Path | None = None, environ: Mapping[str, str] | None = None, flags: Raw | None = None) -> Settings:
-    """The settings in force, every default filled in (`server.data_dir`, `node.memory`, `node.load_slots`).
+    """The settings in force, every default filled in (`server.data_dir`, those of `node`).
 
     `file`: must exist when given; otherwise INSTAINFER_CONFIG's, otherwise `./instainfer.toml` if there is
     one. `environ`: defaults to this process's. `flags`: {section: {key: value}} from the command line;
@@ -218,7 +222,8 @@ def _filled(settings: Settings) -> Settings:
         server = msgspec.structs.replace(server, data_dir=default_data_dir())
     memory = node.memory or int(machine_memory() * MEMORY_SHARE)
     slots = node.load_slots or len(os.sched_getaffinity(0))
-    node = msgspec.structs.replace(node, memory=memory, load_slots=slots)
+    zygotes = int(memory * ZYGOTE_SHARE) if node.zygote_memory == UNSAID else node.zygote_memory
+    node = msgspec.structs.replace(node, memory=memory, load_slots=slots, zygote_memory=zygotes)
     return msgspec.structs.replace(settings, server=server, node=node)
 
 

@@ -54,7 +54,7 @@ class Controller:
         self._waiting: dict[int, asyncio.Future[act.Answer]] = {}
         self._tasks: dict[int, tuple[Callable[[str], None], asyncio.Future[Any]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._node_of: dict[str, wire.Agent] = {}  # container -> its agent
+        self._node_of: dict[str, wire.Agent] = {}  # container or zygote -> its agent
         self._revisions: dict[str, FunctionSpec] = {}
         self._packages: Callable[[FunctionSpec], bytes]
         self._queue: deque[ev.AnyEvent] = deque()
@@ -228,11 +228,11 @@ class Controller:
     def _command(self, action: act.AnyAction) -> None:
         if isinstance(action, act.CreateContainer):
             self._node_of[action.container] = self._agents[action.node]
+        elif isinstance(action, act.StartZygote):
+            self._node_of[action.zygote] = self._agents[action.node]
         self.books.commanded(action)
-        container: str = getattr(action, "container", "") or self.books.container_of(
-            getattr(action, "instance", "")
-        )
-        agent = self._node_of.get(container)
+        where: str = getattr(action, "container", "") or getattr(action, "zygote", "")
+        agent = self._node_of.get(where or self.books.container_of(getattr(action, "instance", "")))
         if agent is not None:
             agent.send(action)  # type: ignore[arg-type] # only commands of an agent come here
 
@@ -333,6 +333,8 @@ class Controller:
         self.feed(event)  # type: ignore[arg-type] # the events among an agent's reports are the core's
         if isinstance(event, ev.ContainerLost):
             self._loop.call_soon(self._node_of.pop, event.container, None)
+        elif isinstance(event, ev.ZygoteLost):
+            self._node_of.pop(event.zygote, None)
         self._loop.call_soon(self.books.forget, event)
 
     def _answered(self, report: wire.Answered) -> None:

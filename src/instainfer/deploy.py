@@ -6,6 +6,7 @@ A version becomes visible only after all of it worked; whatever fails before lea
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import mimetypes
 import os
@@ -190,6 +191,12 @@ class Deployer:
             network=settings.network,
             isolation=settings.isolation,
             device=settings.device,
+            cpus=settings.cpus,
+            zygote=settings.zygote,
+            snapshot=settings.snapshot is not False,
+            declared=settings.snapshot if isinstance(settings.snapshot, tuple) else (),
+            clone=settings.clone,
+            intercept=settings.intercept,
             wall=self._clock.wall(),
         )
         trial = self.revision(spec, None, number, uid_base)
@@ -293,6 +300,14 @@ class Deployer:
             sample=spec.sample,
             sample_type=spec.sample_type,
             modules=profile.modules if profile is not None else (),
+            environment=spec.environment,
+            libraries=spec.libraries if profile is None or profile.uses("zygote") else "",
+            snapshot=spec.snapshot if profile is None else profile.uses("snapshot"),
+            declared=spec.declared,
+            clone=spec.clone if profile is None else profile.uses("clone"),
+            intercept=spec.intercept if profile is None else profile.uses("intercept"),
+            recorded=profile.recorded if profile is not None else {},
+            threads=spec.cpus,
             max_answer=self._max_answer,
             log_bytes=self._log_bytes,
         )
@@ -306,14 +321,20 @@ def function_of(spec: FunctionSpec, profile: Profile | None) -> Function:
         memory=spec.memory,
         timeout_s=spec.timeout_s,
         concurrency=spec.concurrency,
-        libraries=spec.environment,
+        libraries=spec.libraries,
         mounts=spec.mounts,
         strict=spec.isolation == "strict",
         network=spec.network,
     )
     if profile is None:
         return known
-    return msgspec.structs.replace(known, costs=profile.costs)
+    return msgspec.structs.replace(
+        known,
+        costs=profile.costs,
+        modules=hashlib.sha256("\n".join(profile.modules).encode()).hexdigest()[:16] if profile.modules else "",
+        forkable=profile.uses("zygote"),
+        cloneable=profile.uses("clone"),
+    )
 
 
 def check_name(name: str, what: str) -> None:

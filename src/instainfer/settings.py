@@ -60,6 +60,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     network: bool = False
     sample: str = ""
     isolation: str = "freeze"
+    cpus: int = 1
+    zygote: bool = True
+    snapshot: bool | tuple[str, ...] = True  # names: the globals that are the model (module style)
+    clone: bool = True
+    intercept: bool = True
     env: dict[str, str] = {}
     params: dict[str, Any] = {}  # JSON values
 
@@ -141,6 +146,24 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _cpus(value: Any) -> int:
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 256:
+        raise _refuse("not a number of processors", "a whole number from 1 to 256")
+    return number
+
+
+def _snapshot(value: Any) -> bool | tuple[str, ...]:
+    if isinstance(value, (list, tuple)):
+        if value and all(isinstance(name, str) and name.isidentifier() for name in value):
+            return tuple(value)
+        raise _refuse("not a list of names", 'true, false, or the globals that are the model: ["model", "labels"]')
+    return _flag(value)
+
+
 def _python(value: Any) -> str:
     if isinstance(value, float):
         raise _refuse("a number loses its last zero", 'a version in quotes, "3.11"')
@@ -192,6 +215,11 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "network": _flag,
     "sample": _text("the path of a file in the package"),
     "isolation": _text('"freeze" or "strict"', r"freeze|strict"),
+    "cpus": _cpus,
+    "zygote": _flag,
+    "snapshot": _snapshot,
+    "clone": _flag,
+    "intercept": _flag,
     "batch": _batch,
     "env": _table("env"),
     "params": _table("params"),

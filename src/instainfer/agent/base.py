@@ -44,6 +44,14 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     sample: str = ""
     sample_type: str = ""
     modules: tuple[str, ...] = ()  # recorded: what level IMPORTED imports
+    environment: str = ""  # digest of what it is built from; "" for an interpreter that is used as it is
+    libraries: str = ""  # Function.libraries: which zygote it may be forked from; "" is none
+    snapshot: bool = False  # its model may be kept as an object snapshot
+    declared: tuple[str, ...] = ()  # module style: the globals that are the model
+    clone: bool = False  # a loaded process of it may serve as a template
+    intercept: bool = False  # its own loading code may be made faster
+    recorded: dict[str, Any] = {}  # of its load at deploy: what its interception may rest on
+    threads: int = 1  # of numerical libraries
     max_answer: int = 64 << 20
     log_bytes: int = 64 << 10  # per activation
 
@@ -71,7 +79,8 @@ class Withdraw(Message, frozen=True, kw_only=True):
 
 
 class Retain(Message, frozen=True, kw_only=True):
-    """These environments are still needed, and the packages of what was provided: all others may go."""
+    """These environments are still needed, and the packages and snapshots of what was provided: all others may
+    go."""
 
     environments: tuple[str, ...]
 
@@ -113,6 +122,8 @@ Command = (
     | actions.Offload
     | actions.Freeze
     | actions.Thaw
+    | actions.StartZygote
+    | actions.EndZygote
     | Provide
     | Deliver
     | Withdraw
@@ -179,6 +190,9 @@ Report = (
     | events.InstanceReady
     | events.InstanceFailed
     | events.InstanceLost
+    | events.ZygoteReady
+    | events.ZygoteLost
+    | events.ZygoteSampled
     | events.MemorySampled
     | events.NodeLost
     | Missing

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
-from instainfer.agent.base import Invoke, Revision, Sink
+import msgspec
+
+from instainfer.agent.base import Invoke, Report, Revision, Sink
 from instainfer.agent.instance import InstanceHost, Output
-from instainfer.agent.link import Exit, ManagerLink, Spawned
+from instainfer.agent.link import Exit, ManagerLink
+from instainfer.agent.room import BOOT, FIRST_UID, Maker, Process, Room
+from instainfer.agent.snapshots import Snapshots
 from instainfer.core import actions
-from instainfer.core.events import ContainerLost, InstanceFailed, InstanceLost
+from instainfer.core.events import ContainerLost, InstanceFailed, InstanceLost, InstanceReady
 from instainfer.errors import InstaInferError, Unavailable
-from instainfer.model import Level
-from instainfer.sandbox.base import Container, Usage
+from instainfer.model import Level, Origin
+from instainfer.sandbox.base import Container
 
 log = logging.getLogger(__name__)
 
-BOOT = Path(__file__).resolve().parent.parent / "runtime" / "boot.py"
 HELLO_S = 10.0
-ERASE_S = 10.0
-ERASE_MEMORY = 64 << 20
-FIRST_UID = 1000  # inner uids of functions: 1000 + number
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 Work = (
@@ -43,38 +43,84 @@ Work = (
 SLOW = (actions.Load, actions.Freeze)  # what follows these waits for them
 
 
+class Node(Protocol):
+    """What a container asks of its agent."""
+
+    snapshots: Snapshots
+
+    async def revision(self, name: str) -> tuple[Revision, Path]:
+        """A revision and where its files are, once they are here. Raises Unavailable."""
+        ...
+
+    def zygote(self, revision: Revision) -> Maker | None:
+        """What this revision may be forked from, now."""
+        ...
+
+    def template(self, revision: Revision) -> Maker | None:
+        """A loaded process of this revision that serves nobody, now."""
+        ...
+
+    def unforkable(self, revision: Revision, reason: str) -> None:
+        """It cannot serve as a template, as it turned out."""
+        ...
+
+    def ended(self, container: str) -> None: ...
+
+
+class Resident:
+    """An instance in this container: the process that answers, and the template that it was forked from, if this
+    container has it. While that one loads, it is the process."""
+
+    def __init__(self, host: InstanceHost, process: Process) -> None:
+        self.host = host
+        self.process = process
+        self.template: Process | None = None
+        self.maker: Maker | None = None  # the template's, once it can be forked
+        self.ready: InstanceReady | None = None  # what the template's load took
+        self.frozen = False
+        self.again = False  # where a shorter way of loading fails, the next one is taken
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of its processes' control groups."""
+        return [self.process.name] + ([self.template.name] if self.template is not None else [])
+
+
 class ContainerHost:
     """Carries out commands in the order in which they came: what follows a Freeze or a Load starts once that
     is confirmed. On the hot path nothing is pending and a command is carried out where it is called."""
 
-    def __init__(
-        self,
-        container: Container,
-        report: Sink,
-        revision: Callable[[str], Awaitable[tuple[Revision, Path]]],
-        ended: Callable[[str], None],
-        *,
-        apart: bool,
-    ) -> None:
+    def __init__(self, container: Container, report: Sink, node: Node, *, apart: bool) -> None:
         self.id = container.id
-        self._apart = apart  # every function has a uid of its own
         self.container = container
-        self.instances: dict[str, InstanceHost] = {}
         self.touched = True  # something ran or loaded since memory was last sampled
-        self._report = report
-        self._revision = revision
-        self._ended = ended
+        self.residents: dict[str, Resident] = {}
+        self.room = Room(container, on_lost=self._manager_lost)
+        self._apart = apart  # every function has a uid of its own
+        self._sink = report
+        self._node = node
         self._pending: deque[Work] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._reasons: dict[str, tuple[str, str, int | None]] = {}  # why we ended an instance
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
         self._gone = False
-        self._erasures = itertools.count()
-        self.link = ManagerLink(container.control, on_lost=self._manager_lost)
 
     async def ready(self) -> None:
         """Raises Unavailable when the manager does not say hello."""
-        await self.link.hello(HELLO_S)
+        await self.room.link.hello(HELLO_S)
+
+    @property
+    def revisions(self) -> set[str]:
+        return {resident.host.revision.id for resident in self.residents.values()}
+
+    def template(self, revision: str) -> Maker | None:
+        for resident in self.residents.values():
+            maker = resident.maker
+            if maker is not None and maker.link.lost is None and resident.host.revision.id == revision:
+                return maker
+        return None
+
+    # ---- commands ------------------------------------------------------------------------------------------
 
     def submit(self, work: Work) -> None:
         if self._gone:
@@ -103,19 +149,20 @@ class ContainerHost:
         if isinstance(work, actions.ResizeContainer):
             self._resize(work.limit)
             return
-        instance = self.instances.get(work.instance)
-        if instance is None:
+        resident = self.residents.get(work.instance)
+        if resident is None:
             return  # it ended meanwhile: InstanceLost was or will be reported
         if isinstance(work, Invoke):
             self.touched = True
-            instance.invoke(work.request, work.activation, work.content_type, work.body)
+            resident.host.invoke(work.request, work.activation, work.content_type, work.body)
         elif isinstance(work, actions.Thaw):
+            resident.frozen = False
             with suppress(OSError):
-                self.container.thaw(work.instance)
-            instance.thawed()
+                self.container.thaw(resident.process.name)
+            resident.host.thawed()
         elif isinstance(work, actions.Raise):
             self.touched = True
-            instance.lift(work.level)
+            resident.host.lift(work.level)
         elif isinstance(work, actions.Offload):
             self.end(work.instance, work.why.rule, "", None)
 
@@ -127,139 +174,283 @@ class ContainerHost:
             log.warning("container %s keeps its limit: %s", self.id, error)
 
     async def _freeze(self, name: str) -> None:
-        instance = self.instances.get(name)
-        if instance is None:
+        resident = self.residents.get(name)
+        if resident is None:
             return
-        instance.freezing()
+        resident.host.freezing()
+        resident.frozen = True
         try:
-            await self.container.freeze(name)
+            await self.container.freeze(resident.process.name)
         except (OSError, TimeoutError) as error:
             # It must not execute beside the next one: if it cannot be frozen it ends.
             self.end(name, f"it could not be frozen: {error}", "instance_crashed", None)
 
+    # ---- loading -------------------------------------------------------------------------------------------
+
     async def _load(self, work: actions.Load) -> None:
         try:
-            revision, package = await self._revision(work.revision)
+            revision, package = await self._node.revision(work.revision)
         except Unavailable as error:
-            self._report(InstanceFailed(instance=work.instance, phase="extract", reason=error.message))
+            self._sink(InstanceFailed(instance=work.instance, phase="extract", reason=error.message))
             return
         try:
-            await self.spawn(work.instance, revision, package, work.level)
+            await self.load(work.instance, revision, package, work.level, waiting=work.waiting)
         except (OSError, InstaInferError) as error:
             reason = f"its process could not be started: {error}"
-            self._report(InstanceFailed(instance=work.instance, phase="container", reason=reason))
+            self._sink(InstanceFailed(instance=work.instance, phase="container", reason=reason))
 
-    async def spawn(self, name: str, revision: Revision, package: Path, level: Level) -> InstanceHost:
-        """Start the process, put it under its cgroup before it executes anything, and tell it to load."""
+    async def load(self, name: str, revision: Revision, package: Path, level: Level, *, waiting: bool) -> None:
+        """By the shortest way there is: from a template, from a zygote, from nothing; whatever fails makes way for
+        the next. Where nobody waits, what is loaded becomes a template first, if it can."""
         asked = time.monotonic()
-        uid = FIRST_UID + revision.number if self._apart else None
-        spawned = await self._start(
+        template = self._node.template(revision) if level >= Level.LOADED else None
+        if template is not None:
+            try:
+                await self.clone(name, revision, package, template, asked=asked)
+            except (OSError, InstaInferError) as error:
+                log.info("%s is loaded anew, its template fails: %s", revision.id, error)
+            else:
+                return
+        spec: dict[str, object] = {}
+        snapshot = self._node.snapshots.find(revision)
+        if snapshot is not None:
+            spec["snapshot"] = snapshot
+        spec["intercept"] = interception(revision, package, self._node.snapshots, restored=snapshot is not None)
+        if waiting:
+            spec["sample"] = ""  # whoever waits brings the first call
+        as_template = revision.clone and level >= Level.LOADED and (snapshot is None or not waiting)
+        zygote = self._node.zygote(revision)
+        for maker in (zygote, None) if zygote is not None else (None,):
+            try:
+                await self.spawn(
+                    name, revision, package, level, spec, maker, asked=asked, template=as_template, again=True
+                )
+            except (OSError, InstaInferError) as error:
+                if maker is None:
+                    raise
+                log.info("%s starts from nothing, its zygote fails: %s", revision.id, error)
+            else:
+                return
+
+    async def spawn(
+        self,
+        name: str,
+        revision: Revision,
+        package: Path,
+        level: Level,
+        spec: dict[str, object] | None = None,
+        maker: Maker | None = None,
+        *,
+        asked: float | None = None,
+        template: bool = False,
+        again: bool = False,
+    ) -> InstanceHost:
+        """Start the process, put it under its cgroup before it executes anything, and tell it to load. `spec`:
+        what it is told beyond and instead of the revision's own; `template`: it is to become one, and `name`
+        its first fork; `again`: if this fails where a plain load may not, that follows."""
+        asked = time.monotonic() if asked is None else asked
+        origin = Origin.SPAWNED if maker is None else Origin.FORKED
+        process = await self._make(
+            f"{name}.t" if template else name, revision, str(package), maker or self.room.maker, control=template
+        )
+        host = await self._host(name, revision, package, process, origin)
+        resident = self.residents[name] = Resident(host, process)
+        resident.again = again
+        if template:
+            resident.template = process
+        self._watch(name, process)
+        host.go(level, asked=asked, spec={**(spec or {}), "template": template})
+        return host
+
+    async def clone(
+        self, name: str, revision: Revision, package: Path, template: Maker, *, asked: float
+    ) -> InstanceHost:
+        process = await self._make(name, revision, str(package), template)
+        host = await self._host(name, revision, package, process, Origin.CLONED)
+        self.residents[name] = Resident(host, process)
+        self._watch(name, process)
+        host.born(asked=asked)
+        return host
+
+    async def _make(
+        self, name: str, revision: Revision, package: str, maker: Maker, *, control: bool = False
+    ) -> Process:
+        # a template has its uid, and may not take another
+        uid = FIRST_UID + revision.number if self._apart and not maker.settled else None
+        return await maker.make(
             name,
+            into=self.container,
             argv=[revision.python, "-s", "-B", str(BOOT), "instance", "3"],
             env=environment(revision, apart=self._apart),
-            cwd=str(package),
+            cwd=package,
             uid=uid,
             limit=revision.memory,
+            control=control,
         )
+
+    async def _host(
+        self, name: str, revision: Revision, package: Path, process: Process, origin: Origin
+    ) -> InstanceHost:
+        spawned = process.spawned
         output = Output(spawned.stdout_fd, spawned.stderr_fd, revision.log_bytes)
         host = InstanceHost(
             name,
             revision,
             str(package),
+            origin,
             output,
-            self._report,
+            lambda report: self._told(name, report),
             lambda reason, code, request: self.end(name, reason, code, request),
         )
-        self.instances[name] = host
         self.touched = True
-        self.link.exited(name).add_done_callback(lambda future: self._exited(name, future))
+        process.maker.room.enter(process.name, FIRST_UID + revision.number if self._apart else None)
         await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=spawned.sock)
-        host.go(level, asked=asked)
         return host
 
-    async def _start(
-        self, name: str, *, argv: list[str], env: dict[str, str], cwd: str, uid: int | None, limit: int
-    ) -> Spawned:
-        """A process in the container, under a cgroup of its own before it executes anything."""
-        try:
-            return await self.link.spawn(
-                name,
-                argv=argv,
-                env=env,
-                cwd=cwd,
-                uid=uid,
-                gid=uid,
-                limits={"nofile": 1024, "core": 0},
-                attach=lambda pid: self.container.attach(name, pid, limit=limit),
-                doors=self.container.doors(name, limit=limit),
-            )
-        except BaseException:
-            with suppress(OSError, TimeoutError):
-                await self.container.detach(name)
-            raise
+    def _told(self, name: str, report: Report) -> None:
+        if not isinstance(report, InstanceReady):
+            self._sink(report)
+            return
+        resident = self.residents.get(name)
+        if resident is None:
+            return
+        host = resident.host
+        if reason := host.snapshot_refused:
+            self._node.snapshots.spoil(host.revision, reason)
+        if resident.template is resident.process:  # the template is ready: now the instance itself
+            resident.ready = report
+            self._task(self._first_clone(name, resident))
+            return
+        if resident.ready is not None:  # what the two took together
+            first = resident.ready
+            report = msgspec.structs.replace(first, start_s=first.start_s + report.start_s)
+        self._sink(report)
 
-    async def _erase(self, uid: int) -> None:
-        """Delete what this uid left in the container's scratch: the next function must find none of it, and
-        only the uid itself can look into its directories."""
-        name = f"erase-{next(self._erasures)}"
-        argv = ["/usr/bin/find", "/tmp", "/dev/shm", "-mindepth", "1", "-uid", str(uid), "-delete"]
-        spawned = await self._start(name, argv=argv, env={}, cwd="/tmp", uid=uid, limit=ERASE_MEMORY)
-        spawned.close()
+    async def _first_clone(self, name: str, resident: Resident) -> None:
+        control, template = resident.process.spawned.control, resident.host
+        assert control is not None
+        maker = Maker(resident.process.maker.room, ManagerLink(control), settled=True)
         try:
-            async with asyncio.timeout(ERASE_S):
-                await asyncio.shield(self.link.exited(name))
-        finally:
-            self.container.kill(name)
-            self.link.forget(name)
-            await self.container.detach(name)
+            revision, package = template.revision, Path(template.package)
+            process = await self._make(name, revision, template.package, maker)
+            resident.host = await self._host(name, revision, package, process, template.origin)
+        except (OSError, InstaInferError) as error:
+            maker.link.close()
+            self.end(name, f"its template cannot be forked: {error}", "instance_crashed", None)
+            return
+        resident.host.born(asked=time.monotonic())
+        resident.host.details = template.details
+        resident.process, resident.maker = process, maker
+        template.close()
+        self._watch(name, process)
+        if resident.frozen:  # meanwhile: a run has interrupted the load
+            await self._freeze(name)
+
+    # ---- ends ----------------------------------------------------------------------------------------------
 
     def end(self, name: str, reason: str, code: str, request: int | None) -> None:
         """Kill it; InstanceLost follows when it is gone."""
-        if name in self.instances:
+        resident = self.residents.get(name)
+        if resident is not None:
             self._reasons.setdefault(name, (reason, code, request))
-            self.container.kill(name)
+            for group in resident.groups:
+                self.container.kill(group)
 
-    def _exited(self, name: str, future: asyncio.Future[Exit]) -> None:
-        if self._gone or future.cancelled():
-            return
-        task = asyncio.get_running_loop().create_task(self._bury(name, future.result()))
+    def _watch(self, name: str, process: Process) -> None:
+        self._task(self._ended(name, process))
+
+    def _task(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
 
-    async def _bury(self, name: str, exit: Exit) -> None:
-        oom = self.container.oom_killed(name)
+    def _done(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("container %s: a task failed", self.id, exc_info=error)
+
+    async def _ended(self, name: str, process: Process) -> None:
+        exit = await process.ended()
+        resident = self.residents.get(name)
+        if resident is None or self._gone:
+            return
+        oom = self.container.oom_killed(process.name)
+        await self._bury(process)
+        if process is not resident.process:  # a template alone: the instance goes on without it
+            resident.template = None
+            if resident.maker is not None:
+                resident.maker.link.close()
+                resident.maker = None
+            return
+        template = resident.template if resident.template is not process else None
+        if template is not None:
+            self.container.kill(template.name)
+            await template.ended()
+            await self._bury(template)
+            if resident.maker is not None:
+                resident.maker.link.close()
+        self.residents.pop(name, None)
+        if not self._gone:
+            self._lost(name, resident, exit, oom)
+
+    async def _bury(self, process: Process) -> None:
         with suppress(OSError, TimeoutError):
-            await self.container.detach(name)
-        self.link.forget(name)
-        instance = self.instances.pop(name, None)
-        if instance is None:
+            await self.container.detach(process.name)
+        process.forget()
+        await process.maker.room.leave(process.name)
+
+    def _lost(self, name: str, resident: Resident, exit: Exit, oom: bool) -> None:
+        host = resident.host
+        loading = host.loading
+        host.close()
+        ours = self._reasons.pop(name, None)
+        reason, code, request = ours or ("", "", None)
+        if host.failure is not None and host.failure.phase == "template" and resident.again:
+            self._node.unforkable(host.revision, host.failure.reason)
+            self._again(name, host, msgspec.structs.replace(host.revision, clone=False))
             return
-        instance.close()
-        shared = any(other.revision.number == instance.revision.number for other in self.instances.values())
-        if self._apart and not self._gone and not shared:
-            with suppress(OSError, TimeoutError, InstaInferError):
-                await self._erase(FIRST_UID + instance.revision.number)
-        if instance.failure is not None:
-            self._reasons.pop(name, None)
-            self._report(instance.failure)
+        if host.restoring and resident.again and (loading or host.failure is not None):
+            # What goes wrong with a restored model may go well with a loaded one.
+            said = host.failure.reason.partition("\n")[0] if host.failure is not None else reason
+            if host.failure is not None or oom or code == "timed_out" or not reason:
+                self._node.snapshots.spoil(host.revision, said or f"a process that restored it {how(exit)}")
+            if host.failure is not None or not (oom or reason):
+                self._again(name, host, host.revision)
+                return
+        if host.failure is not None:
+            self._sink(host.failure)
             return
-        reason, code, request = self._reasons.pop(name, ("", "", None))
         if oom:
-            limit = instance.revision.memory >> 20
+            limit = host.revision.memory >> 20
             reason = f"killed: it went over its memory limit of {limit} MB (set `memory` in function.toml)"
         elif not reason:
             reason = f"its process {how(exit)}"
         code = code or "instance_crashed"
-        self._report(InstanceLost(instance=name, reason=reason, code=code, request=request))
+        self._sink(InstanceLost(instance=name, reason=reason, code=code, request=request))
+
+    def _again(self, name: str, host: InstanceHost, revision: Revision) -> None:
+        """The same load without what went wrong."""
+
+        async def load() -> None:
+            try:
+                await self.load(name, revision, Path(host.package), host.wanted, waiting=not host.warming)
+            except (OSError, InstaInferError) as error:
+                reason = f"its process could not be started: {error}"
+                self._sink(InstanceFailed(instance=name, phase="container", reason=reason))
+
+        self._task(load())
 
     def _manager_lost(self, reason: str) -> None:
         if not self._gone:
-            task = asyncio.get_running_loop().create_task(self.close(f"its manager is gone: {reason}"))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._task(self.close(f"its manager is gone: {reason}"))
 
-    def usage(self) -> Usage:
-        return self.container.usage()
+    def usage(self) -> dict[str, int]:
+        """Bytes of each instance, its template's included. Takes milliseconds; may be called from a thread."""
+        sizes = self.container.usage().instances
+        return {
+            name: sum(sizes.get(group, 0) for group in resident.groups)
+            for name, resident in tuple(self.residents.items())
+        }
 
     async def close(self, reason: str) -> None:
         """End it whatever its state, and report it lost. Idempotent."""
@@ -269,13 +460,38 @@ class ContainerHost:
         self._pending.clear()
         if self._worker is not None:
             self._worker.cancel()
-        self.link.close()
+        self.room.link.close()
         await self.container.destroy()
-        for instance in self.instances.values():
-            instance.close()
-        self.instances.clear()
-        self._ended(self.id)
-        self._report(ContainerLost(container=self.id, reason=reason))
+        residents = list(self.residents.values())
+        self.residents.clear()
+        for resident in residents:
+            resident.host.close()
+            if resident.maker is not None:
+                resident.maker.link.close()
+            for process in {resident.process, resident.template} - {None}:
+                if process is not None and process.maker.room is not self.room:
+                    await process.maker.room.leave(process.name)
+        self._node.ended(self.id)
+        self._sink(ContainerLost(container=self.id, reason=reason))
+
+
+def interception(
+    revision: Revision, package: Path, snapshots: Snapshots, *, restored: bool = False
+) -> dict[str, object]:
+    """Options of runtime/intercept.py. A restored instance does not load: there, only threads matter."""
+    if not revision.intercept:
+        return {}
+    kept = snapshots.kept(revision)
+    options: dict[str, object] = {
+        "onnxruntime": True,
+        "threads": revision.threads,
+        "cache": "" if kept is None else str(kept),
+    }
+    if not restored:
+        fixed = [str(package), str(Path(revision.python).parent.parent)]
+        options |= dict.fromkeys(("torch", "numpy", "joblib"), True)
+        options |= {"skip_init": revision.recorded or None, "fixed": fixed}
+    return options
 
 
 def environment(revision: Revision, *, apart: bool) -> dict[str, str]:
@@ -290,7 +506,7 @@ def environment(revision: Revision, *, apart: bool) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "",
         # Unpinned threads of co-residents fight for the cores: a 40 ms call became 2 s.
-        **dict.fromkeys(THREADS, "1"),
+        **dict.fromkeys(THREADS, str(revision.threads)),
         **revision.variables,
     }
 
@@ -307,4 +523,4 @@ def how(exit: Exit) -> str:
             else ""
         )
         return f"crashed{native}: signal {exit.signal} ({name})"
-    return f"exited with status {exit.code}"
+    return "ended" if exit.code is None else f"exited with status {exit.code}"

@@ -14,7 +14,7 @@ import msgspec
 from instainfer.agent.base import Answered, Logged, Revision, Sink
 from instainfer.core.events import InstanceFailed, InstanceReady
 from instainfer.errors import BadInput, InvocationFailed
-from instainfer.model import Level
+from instainfer.model import Level, Origin
 from instainfer.runtime import frames
 
 READ = 1 << 16
@@ -95,13 +95,18 @@ class InstanceHost(asyncio.Protocol):
         id: str,
         revision: Revision,
         package: str,
+        origin: Origin,
         output: Output,
         report: Sink,
         expire: Callable[[str, str, int | None], None],
     ) -> None:
         self.id = id
         self.package = package  # where its files are, inside as outside
+        self.origin = origin
         self.details: dict[str, Any] = {}  # what its last READY said
+        self.wanted = Level.NONE  # the level that it loads to, or has
+        self.warming = False  # its load ends with the call with its sample
+        self.restoring = False  # it was told of a snapshot
         self.revision = revision
         self.output = output
         self.failure: InstanceFailed | None = None  # what it said; reported when its process is gone
@@ -128,31 +133,45 @@ class InstanceHost(asyncio.Protocol):
 
     # ---- commands ------------------------------------------------------------------------------------------
 
-    def go(self, level: Level, *, asked: float) -> None:
-        """Tell it what it is; `asked`: when its load was asked for (time.monotonic())."""
+    @property
+    def snapshot_refused(self) -> str:
+        """Why it was loaded plainly although it was told of a snapshot, or ""."""
+        said = self.details.get("snapshot")
+        return str(said.get("refused", "")) if self.restoring and isinstance(said, dict) else ""
+
+    def go(self, level: Level, *, asked: float, spec: dict[str, object]) -> None:
+        """Tell it what it is; `asked`: when its load was asked for (time.monotonic()); `spec`: what it is told
+        beyond and instead of what its revision says."""
         revision = self.revision
-        self._write(
-            frames.encode(
-                frames.GO,
-                0,
-                {
-                    "function": f"{revision.namespace}/{revision.name}",
-                    "package": self.package,
-                    "style": str(revision.style),
-                    "entry": revision.entry,
-                    "level": int(level),
-                    "modules": list(revision.modules),
-                    "params": revision.params,
-                    "sample": revision.sample,
-                    "sample_type": revision.sample_type,
-                    "concurrency": revision.concurrency,
-                    "max_answer": revision.max_answer,
-                },
-            )
-        )
+        told = {
+            "function": f"{revision.namespace}/{revision.name}",
+            "package": self.package,
+            "style": str(revision.style),
+            "entry": revision.entry,
+            "level": int(level),
+            "modules": list(revision.modules),
+            "params": revision.params,
+            "sample": revision.sample,
+            "sample_type": revision.sample_type,
+            "concurrency": revision.concurrency,
+            "max_answer": revision.max_answer,
+            "threads": revision.threads,
+            "declared": list(revision.declared),
+            **spec,
+        }
+        self.wanted = level
+        self.warming = bool(told["sample"])
+        self.restoring = "snapshot" in spec
+        self._write(frames.encode(frames.GO, 0, told))
+        self._start_load(asked)
+
+    def born(self, *, asked: float) -> None:
+        """It is a clone: it knows what it is and says that it is ready."""
+        self.wanted = Level.LOADED
         self._start_load(asked)
 
     def lift(self, level: Level) -> None:
+        self.wanted = level
         self._write(frames.encode(frames.RAISE, 0, {"level": int(level)}))
         self._start_load(time.monotonic())
 
@@ -284,8 +303,10 @@ class InstanceHost(asyncio.Protocol):
             measured = _sane(meta.get(key), elapsed)
             times[key] = max(0.0, measured - off)
             off = max(0.0, off - measured)
-        start_s = max(0.0, elapsed - self._frozen_s - sum(times.values()))
-        self._report(InstanceReady(instance=self.id, level=Level(int(meta["level"])), start_s=start_s, **times))
+        times_all = sum(times.values()) + min(_sane(meta.get("aside_s", 0.0), elapsed), elapsed)
+        start_s = max(0.0, elapsed - self._frozen_s - times_all)
+        level = Level(int(meta["level"]))
+        self._report(InstanceReady(instance=self.id, level=level, origin=self.origin, start_s=start_s, **times))
 
     def _loaded(self) -> None:
         self.loading = False

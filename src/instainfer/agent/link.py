@@ -1,4 +1,5 @@
-"""The agent's side of a container's control socket (runtime/manager.py has the protocol).
+"""The agent's side of the control socket of a manager, a library zygote or a template: of whatever makes instances
+(runtime/manager.py has the protocol).
 
 Driven by readers of the event loop, no threads. What comes over the socket is not trusted: a manager that says
 what ours would not say is treated as lost.
@@ -14,7 +15,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from instainfer.errors import InstanceCrashed, Unavailable
@@ -29,6 +30,7 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 class Hello:
     pid: int  # as the container numbers it
     python: str
+    about: Mapping[str, Any] = field(default_factory=dict)  # what else it said: a zygote's import
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,12 @@ class Spawned:
     sock: socket.socket
     stdout_fd: int
     stderr_fd: int
+    control: socket.socket | None = None  # a template's
 
     def close(self) -> None:
         self.sock.close()
+        if self.control is not None:
+            self.control.close()
         os.close(self.stdout_fd)
         os.close(self.stderr_fd)
 
@@ -104,10 +109,14 @@ class ManagerLink:
         limits: Mapping[str, int] | None = None,
         attach: Callable[[int], None],
         doors: Sequence[int] = (),
+        packets: bool = False,
+        control: bool = False,
+        caps: bool = False,
     ) -> Spawned:
         """Start a process. `attach` gets its host pid while it waits and may refuse by raising: then it is
-        killed and never runs. Closes the doors. Raises Unavailable when the manager refuses or is lost,
-        InstanceCrashed when the process dies before its go."""
+        killed and never runs. Closes the doors. `packets`: its socket keeps datagrams apart; `control`: it gets
+        a second one, which does; `caps`: it may become other uids of its container. Raises Unavailable when the
+        manager refuses or is lost, InstanceCrashed when the process dies before its go."""
         if self.lost is not None or instance in self._spawning:
             _close(doors)
             raise Unavailable(f"instance {instance} cannot be started: {self.lost or 'it is being started'}")
@@ -123,13 +132,17 @@ class ManagerLink:
             "uid": uid,
             "gid": gid,
             "limits": dict(limits or {}),
+            "packets": packets,
+            "control": control,
+            "caps": caps,
         }
         self._post(message, list(doors))
         spawned: Spawned | None = None
         try:
             async with asyncio.timeout(SPAWN_S):
-                sock_fd, stdout_fd, stderr_fd = await opened
-                spawned = Spawned(instance, 0, socket.socket(fileno=sock_fd), stdout_fd, stderr_fd)
+                sock_fd, stdout_fd, stderr_fd, *more = await opened
+                second = socket.socket(fileno=more[0]) if more else None
+                spawned = Spawned(instance, 0, socket.socket(fileno=sock_fd), stdout_fd, stderr_fd, second)
                 spawned.sock.setblocking(False)
                 os.set_blocking(stdout_fd, False)
                 os.set_blocking(stderr_fd, False)
@@ -148,7 +161,7 @@ class ManagerLink:
             self._spawning.pop(instance, None)
             if opened.done() and not opened.cancelled() and opened.exception() is None and spawned is None:
                 _close(opened.result())
-        return Spawned(instance, pid, spawned.sock, stdout_fd, stderr_fd)
+        return replace(spawned, pid=pid)
 
     def kill(self, instance: str) -> None:
         """SIGKILL to its process group. The sandbox's `kill` is stronger; this works before an attach."""
@@ -250,7 +263,8 @@ class ManagerLink:
             if fds:
                 raise _Malformed(f"descriptors with {event!r}")
             if event == "hello":
-                hello = Hello(int(said["pid"]), str(said["python"]))
+                about = {key: value for key, value in said.items() if key not in ("event", "pid", "python")}
+                hello = Hello(int(said["pid"]), str(said["python"]), about)
                 if not self._hello.done():
                     self._hello.set_result(hello)
             elif event == "refused":
@@ -268,7 +282,7 @@ class ManagerLink:
 
     def _heard_spawned(self, instance: str, fds: list[int]) -> None:
         opened = self._spawning.get(instance)
-        if len(fds) != 3:
+        if len(fds) not in (3, 4):
             raise _Malformed(f"{len(fds)} descriptors with a spawned instance")
         if opened is None or opened.done():  # given up on, and killed
             _close(fds)

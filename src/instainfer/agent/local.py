@@ -12,10 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from instainfer.agent import base
-from instainfer.agent.container import BOOT, FIRST_UID, ContainerHost
+from instainfer.agent.container import ContainerHost
 from instainfer.agent.environments import Environments
 from instainfer.agent.measure import measure
+from instainfer.agent.room import BOOT, FIRST_UID, Maker
+from instainfer.agent.snapshots import Snapshots
+from instainfer.agent.zygotes import UID, Zygotes
 from instainfer.core import actions, events
 from instainfer.errors import BadPackage, InstaInferError, Unavailable
 from instainfer.packages import open_package
@@ -24,6 +29,7 @@ from instainfer.sandbox.base import ContainerSpec, Mount, Sandbox
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
+ROOM = 64 << 20  # bytes of a zygote's room beyond the zygote's own, for its manager and for erasing
 GONE = ".gone-"  # a package on its way out
 #: Kept: a union would be built and walked for every invocation.
 OF_INSTANCE = (base.Invoke, actions.Freeze, actions.Thaw, actions.Raise, actions.Offload)
@@ -44,6 +50,7 @@ class LocalAgent:
         load_slots: int,
         pids: int = 256,
         scratch: int = 512 << 20,
+        zygote_memory: int = 0,
     ) -> None:
         self.node = node
         self.sandbox = sandbox
@@ -53,6 +60,10 @@ class LocalAgent:
         self._load_slots = load_slots
         self._pids = pids
         self._scratch = scratch
+        self._zygote_memory = zygote_memory
+        self.snapshots = Snapshots(data / "snapshots")
+        self.refusals: dict[str, str] = {}  # revision -> why it cannot serve as a template
+        self._zygotes: Zygotes
         self._report: base.Sink = lambda report: None
         self._revisions: dict[str, base.Revision] = {}
         self._arrivals: dict[str, asyncio.Future[None]] = {}  # revision -> its package is on the node
@@ -71,12 +82,14 @@ class LocalAgent:
         await self.sandbox.start()
         # Containers see the runtime read-only: without its bytecode every instance would compile it anew.
         await asyncio.to_thread(compileall.compile_dir, str(BOOT.parent), quiet=2)
+        self._zygotes = Zygotes(self._report, self.sandbox.create, apart=self.sandbox.enforces.function_uids)
         self._ticking = self._loop.create_task(self._every_second())
         return events.NodeJoined(
             node=self.node,
             memory=self._memory,
             guests=self.sandbox.enforces.function_uids or not self.sandbox.enforces.filesystem,
             load_slots=self._load_slots,
+            zygote_memory=self._zygote_memory,
         )
 
     def send(self, command: base.Command) -> None:
@@ -100,6 +113,10 @@ class LocalAgent:
             self._spawn(self._create(command))
         elif isinstance(command, actions.DestroyContainer):
             self._spawn(self._destroy(command.container, command.why.rule))
+        elif isinstance(command, actions.StartZygote):
+            self._spawn(self._start_zygote(command))
+        elif isinstance(command, actions.EndZygote):
+            self._zygotes.end(command.zygote, command.why.rule)
         elif isinstance(command, base.Provide):
             self._provide(command.revision)
         elif isinstance(command, base.Deliver):
@@ -145,8 +162,17 @@ class LocalAgent:
         self._containers[command.container] = host
         self._report(events.ContainerReady(container=command.container, seconds=time.monotonic() - started))
 
-    def spec(self, revision: base.Revision, name: str, limit: int, mounts: tuple[str, ...]) -> ContainerSpec:
+    def spec(
+        self,
+        revision: base.Revision,
+        name: str,
+        limit: int,
+        mounts: tuple[str, ...],
+        writable: tuple[Path, ...] = (),
+        uids: tuple[int, ...] | None = None,
+    ) -> ContainerSpec:
         own = [self._data / kind / revision.namespace for kind in ("packages", "environments")]
+        own.append(self.snapshots.directory(revision.namespace))
         for directory in own:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         return ContainerSpec(
@@ -154,7 +180,11 @@ class LocalAgent:
             namespace=revision.namespace,
             uid_base=revision.uid_base,
             limit=limit,
-            mounts=[Mount(path) for path in (*own, *map(Path, mounts))],
+            mounts=[
+                *(Mount(path) for path in (*own, *map(Path, mounts))),
+                *(Mount(path, writable=True) for path in writable),
+            ],
+            uids=uids,
             network=revision.network,
             pids=self._pids,
             scratch=self._scratch,
@@ -162,8 +192,7 @@ class LocalAgent:
 
     async def open(self, spec: ContainerSpec, report: base.Sink) -> ContainerHost:
         container = await self.sandbox.create(spec)
-        apart = self.sandbox.enforces.function_uids
-        host = ContainerHost(container, report, self.revision, self._forget, apart=apart)
+        host = ContainerHost(container, report, self, apart=self.sandbox.enforces.function_uids)
         try:
             await host.ready()
         except BaseException:
@@ -176,7 +205,7 @@ class LocalAgent:
             self._where.pop(report.instance, None)
         self._report(report)
 
-    def _forget(self, container: str) -> None:
+    def ended(self, container: str) -> None:
         self._containers.pop(container, None)
         self._where = {i: c for i, c in self._where.items() if c != container}
 
@@ -186,6 +215,39 @@ class LocalAgent:
             self._report(events.ContainerLost(container=name, reason=reason))
         else:
             await host.close(reason)
+
+    # ---- what instances are forked from --------------------------------------------------------------------
+
+    async def _start_zygote(self, command: actions.StartZygote) -> None:
+        revisions = [found for name in command.revisions if (found := self._revisions.get(name)) is not None]
+        if not revisions:
+            reason = "its functions were withdrawn"
+            self._report(events.ZygoteLost(zygote=command.zygote, reason=reason))
+            return
+        await self._zygotes.start(command, self.room(command.zygote, revisions, command.limit), revisions)
+
+    def room(
+        self, name: str, revisions: list[base.Revision], limit: int, writable: tuple[Path, ...] = ()
+    ) -> ContainerSpec:
+        """Of a zygote for these. Only their uids exist in it: what it imports can become nobody else."""
+        mounts = tuple(sorted({mount for revision in revisions for mount in revision.mounts}))
+        uids = (UID, *sorted({FIRST_UID + revision.number for revision in revisions}))
+        return self.spec(revisions[0], name, limit + ROOM, mounts, writable, uids)
+
+    def zygote(self, revision: base.Revision) -> Maker | None:
+        return self._zygotes.of(revision) if revision.libraries else None
+
+    def template(self, revision: base.Revision) -> Maker | None:
+        if not revision.clone:
+            return None
+        return next(
+            (m for host in self._containers.values() if (m := host.template(revision.id)) is not None), None
+        )
+
+    def unforkable(self, revision: base.Revision, reason: str) -> None:
+        log.warning("%s cannot serve as a template: %s", revision.id, reason)
+        self.refusals[revision.id] = reason
+        self._revisions[revision.id] = msgspec.structs.replace(revision, clone=False)
 
     # ---- packages ------------------------------------------------------------------------------------------
 
@@ -238,7 +300,7 @@ class LocalAgent:
 
     async def _sweep(self) -> None:
         """Remove the packages of withdrawn revisions that nothing runs any more."""
-        in_use = {i.revision.id for host in self._containers.values() for i in host.instances.values()}
+        in_use = {name for host in self._containers.values() for name in host.revisions}
         for name in [name for name in self._withdrawn if name not in in_use]:
             self._withdrawn.discard(name)
             self._arrivals.pop(name, None)
@@ -295,6 +357,7 @@ class LocalAgent:
 
     async def _retain(self, environments: tuple[str, ...]) -> None:
         await asyncio.to_thread(self._environments.sweep, environments)
+        await asyncio.to_thread(self.snapshots.sweep, tuple(self._revisions.values()))
         for path in await asyncio.to_thread(list, (self._data / "packages").glob("*/*")):
             # What is being extracted has a hidden name and cleans up after itself.
             needed = path in {self._path(revision) for revision in self._revisions.values()}
@@ -318,10 +381,11 @@ class LocalAgent:
         for host in [host for host in self._containers.values() if host.touched]:
             host.touched = False
             with suppress(OSError):
-                usage = await asyncio.to_thread(host.usage)
-                known = {name: size for name, size in usage.instances.items() if name in host.instances}
+                known = await asyncio.to_thread(host.usage)
                 if known:
                     self._report(events.MemorySampled(container=host.id, instances=known))
+        for name, size in (await asyncio.to_thread(self._zygotes.changed)).items():
+            self._report(events.ZygoteSampled(zygote=name, bytes=size))
 
     async def aclose(self) -> None:
         self._closing = True
@@ -333,4 +397,5 @@ class LocalAgent:
         await self._environments.aclose()
         closing = [host.close("the node is closing") for host in list(self._containers.values())]
         await asyncio.gather(*closing, return_exceptions=True)  # whatever fails, the sandbox ends it all
+        await self._zygotes.aclose()
         await self.sandbox.aclose()

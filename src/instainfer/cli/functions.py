@@ -82,15 +82,27 @@ def get(session: Session, name: Name) -> None:
 
 
 def print_profile(profile: dict[str, Any]) -> None:
-    """What one real load and call showed."""
-    times = [("import", "import_ms"), ("load", "load_ms"), ("warm-up", "warmup_ms")]
+    """What real loads and calls showed, and which ways to make a load short are taken."""
+    times = [
+        ("import", "import_ms"),
+        ("load", "load_ms"),
+        ("load, plain", "plain_load_ms"),
+        ("warm-up", "warmup_ms"),
+    ]
     times += [("first inference", "first_ms"), ("warm inference", "warm_ms")]
+    times += [("fork, instead of import", "fork_ms"), ("clone, instead of all", "clone_ms")]
     rows = [[name, say_ms(profile[key])] for name, key in times if profile.get(key)]
     sizes = [("memory, imported", "imported_mb"), ("memory, loaded", "loaded_mb")]
+    sizes += [("  of it its own, forked", "forked_mb"), ("  of it its own, cloned", "cloned_mb")]
+    sizes += [("snapshot", "snapshot_mb")]
     rows += [[name, say_mb(profile[key])] for name, key in sizes if profile.get(key)]
     rows.append(["modules", str(profile.get("modules", 0))])
     rows.append(["threads after load", str(profile.get("tasks", 1))])
     table(["MEASURED", ""], rows, right=("",))
+    if paths := profile.get("paths"):
+        typer.echo()
+        rows = [[name, "yes" if path["used"] else "no", path["reason"]] for name, path in paths.items()]
+        table(["SHORT WAY", "TAKEN", "IF NOT, WHY"], rows)
     if profile.get("answer"):
         typer.echo(f"sample answer: {profile['answer']}")
 

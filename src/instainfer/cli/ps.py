@@ -1,4 +1,4 @@
-"""ps: containers and the instances in them."""
+"""ps: containers, the instances in them, and what those are forked from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDTH = 24
 
 @command("ps", example="instainfer ps")
 def ps(session: Session) -> None:
-    """List containers, their memory and the instances in them.
+    """List containers, their memory, the instances in them, and library zygotes.
 
     In the bar of a container: full is its owner, shaded its guests (pre-loaded into memory that the owner
     was not using), light is idle.
@@ -25,10 +25,21 @@ def ps(session: Session) -> None:
         print_json(found)
         return
     node, containers = found.get("node") or {}, found.get("containers") or []
+    zygotes = found.get("zygotes") or []
+    given = f"{len(containers)} container{'s' * (len(containers) != 1)}"
+    if zygotes:
+        given += f" and {len(zygotes)} zygote{'s' * (len(zygotes) != 1)}"
     typer.echo(
         f"{say_mb(node.get('committed_mb', 0))} of {say_mb(node.get('memory_mb', 0))} "
-        f"given to {len(containers)} container{'s' * (len(containers) != 1)}, sandbox {node.get('sandbox', '')}"
+        f"given to {given}, sandbox {node.get('sandbox', '')}"
     )
+    if zygotes:
+        typer.echo()
+        rows = [
+            [z["id"], z["state"], say_mb(z["bytes_mb"]), say_s(z["age_s"]), ", ".join(z["functions"])]
+            for z in zygotes
+        ]
+        table(["ZYGOTE", "STATE", "MEMORY", "AGE", "FOR"], rows, right=("MEMORY", "AGE"))
     if not containers:
         return
     typer.echo()

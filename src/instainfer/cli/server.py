@@ -26,6 +26,10 @@ def serve(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="For all containers together [70% of this machine's].")
     ] = None,
+    zygote_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of it, for library zygotes; 0 starts none [half of the memory]."),
+    ] = None,
     sandbox: Annotated[
         str | None, typer.Option(metavar="KIND", help="auto, linux or process [auto: the strictest that works].")
     ] = None,
@@ -52,7 +56,7 @@ def serve(
             "data_dir": data_dir or session.data_dir,
             "api_key": session.api_key,
         },
-        "node": {"memory": memory},
+        "node": {"memory": memory, "zygote_memory": zygote_memory},
         "sandbox": {"kind": sandbox},
         "policy": {"mode": policy, "keep_alive": keep_alive, "keep_alive_s": keep_alive_seconds},
     }

@@ -260,11 +260,13 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
         return {
             "node": {
                 "memory_mb": node.memory / present.MB,
+                "zygote_memory_mb": node.zygote_memory / present.MB,
                 "committed_mb": state.ledger.promised(node.node) / present.MB,
                 "sandbox": health.sandbox.name,
                 "missing": health.sandbox.enforces.missing(),
             },
             "containers": [present.container(controller, one, now) for one in state.containers.values()],
+            "zygotes": [present.zygote(one, now) for one in state.zygotes.values()],
         }
 
     app.include_router(api)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from instainfer.controller import Controller
+from instainfer.core.libraries import Zygote
 from instainfer.core.state import Container, FunctionState
 from instainfer.model import Activation, FunctionSpec, Phases, Profile, version_of
 from instainfer.store.base import LogLine
@@ -58,6 +59,14 @@ def profile(of: Profile | None) -> dict[str, Any] | None:
         "warm_ms": costs.warm_s * 1e3,
         "imported_mb": costs.imported_bytes / MB,
         "loaded_mb": costs.loaded_bytes / MB,
+        "libraries_mb": costs.libraries_bytes / MB,
+        "fork_ms": costs.fork_s * 1e3,
+        "forked_mb": costs.forked_bytes / MB,
+        "clone_ms": costs.clone_s * 1e3,
+        "cloned_mb": costs.cloned_bytes / MB,
+        "plain_load_ms": of.plain_load_s * 1e3,
+        "snapshot_mb": of.snapshot_bytes / MB,
+        "paths": {name: {"used": reason == "", "reason": reason} for name, reason in of.paths.items()},
         "modules": len(of.modules),
         "tasks": of.tasks,
         "answer": of.answer,
@@ -119,6 +128,18 @@ def logs(lines: list[LogLine]) -> list[dict[str, Any]]:
         {"activation": line.activation, "stream": line.stream, "wall": line.wall, "text": line.text}
         for line in lines
     ]
+
+
+def zygote(of: Zygote, now: float) -> dict[str, Any]:
+    return {
+        "id": of.id,
+        "node": of.node,
+        "namespace": of.libraries.namespace,
+        "state": of.state,
+        "bytes_mb": of.bytes / MB,
+        "age_s": now - of.started,
+        "functions": sorted(of.libraries.functions),
+    }
 
 
 def container(controller: Controller, of: Container, now: float) -> dict[str, Any]:

@@ -120,6 +120,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         load_slots=settings.node.load_slots,
         pids=settings.sandbox.pids,
         scratch=settings.sandbox.scratch,
+        zygote_memory=settings.node.zygote_memory,
     )
     state, predictor = policies(settings)
     events = EventLog(

@@ -17,7 +17,7 @@ class Channel:
     """The socket to the platform: whole frames in and out, blocking. When it ends, the process does."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = _out_of_the_way(fd)
+        self._fd = out_of_the_way(fd)
         self._decoder = frames.Decoder()
         self._frames: list[Frame] = []
         self._lock = allocate_lock()
@@ -53,7 +53,7 @@ class Channel:
             self._fd = -1
 
 
-def _out_of_the_way(fd: int) -> int:
+def out_of_the_way(fd: int) -> int:
     """The same socket under a high number, closed on exec: code that closes or inherits low descriptors
     does not meet it."""
     for lowest in (900, 200, 20, 0):

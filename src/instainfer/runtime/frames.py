@@ -23,7 +23,8 @@ CALL = 3  # meta: {"type": content type, "activation": id}, body: the payload
 STOP = 4  # end in good order
 
 # instance -> platform
-READY = 10  # meta: {"level", "import_s", "load_s", "warmup_s", "first_s", "modules", "tasks", "answer"}
+READY = 10  # meta: {"level", "import_s", "load_s", "aside_s" (writing a snapshot), "warmup_s", "first_s", "modules",
+#             "tasks", "answer", "digest", "snapshot": {"written" | "restored" | "refused"}, "unforkable", "intercepted"}
 FAILED = 11  # meta: {"phase", "error", "trace"}; the process exits after it
 RESULT = 12  # meta: {"type": content type, "s": seconds of inference}, body: the answer
 ERROR = 13  # meta: {"phase", "error", "trace", "s", "bad_input": bool}; the instance lives on
@@ -31,7 +32,7 @@ ERROR = 13  # meta: {"phase", "error", "trace", "s", "bad_input": bool}; the ins
 LARGEST = 1 << 30
 
 _dumps = json.JSONEncoder(separators=(",", ":")).encode  # kept: json.dumps makes one per call
-_loads = json.JSONDecoder().decode
+loads = json.JSONDecoder().decode
 
 
 def encode(kind: int, request: int = 0, meta: dict | bytes | None = None, body: bytes = b"") -> bytes:
@@ -102,7 +103,7 @@ def _meta(data: bytes) -> dict:
     if not data:
         return {}
     try:
-        meta = _loads(data.decode())
+        meta = loads(data.decode())
     except RecursionError:  # nested on purpose: the other end may be a tenant's
         raise ValueError("meta is nested too deep") from None
     if not isinstance(meta, dict):

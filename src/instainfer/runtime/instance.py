@@ -1,5 +1,8 @@
 """The process that runs one function: import, load, warm up, then answer requests until it is told to stop.
 
+It begins as an interpreter of its own (boot.py), as a fork of a library zygote (zygote.py), or as a fork of a
+template: another process of its function that has loaded and in which nobody's request ever runs.
+
 Standard library only, on the function's own Python. User code runs in the main thread; only an instance with
 concurrency above 1 has others. In those, output cannot be told apart by request: it belongs to the instance's
 log unless one request ran alone.
@@ -9,15 +12,17 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import gc
 import os
 import signal
 import stat
 import sys
 import time
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 from _thread import allocate_lock
 
-from . import frames, payloads, styles, timing
-from .channel import Channel
+from . import fastpaths, forker, frames, manager, payloads, styles, timing
+from .channel import Channel, out_of_the_way
 from .traces import describe, trace
 
 TYPE_CHECKING = False  # `typing` is not worth its import time in every instance
@@ -29,17 +34,26 @@ if TYPE_CHECKING:
 
 IMPORTED = 1
 LOADED = 2
+CONTROL = 4  # the descriptor of a template's control socket
 WARMUP = -1  # in place of a request number: the call with the sample
+TIMES = ("import_s", "load_s", "aside_s", "warmup_s", "first_s")
 LONGEST_SUMMARY = 200  # characters of what the sample gave
 
 
-def main(fd: int) -> NoReturn:
-    """Serve on the stream socket `fd`; ends the process."""
+def main(fd: int, *, bare: frozenset | None = None) -> NoReturn:
+    """Serve on the stream socket `fd`; ends the process. `bare`: it was forked from a zygote, which had these
+    modules before it imported any of others."""
     channel = Channel(fd)
     kind, _, spec, _ = channel.take()
     if kind != frames.GO:
         os._exit(1)
     _prepare(spec)
+    if bare is not None:
+        _forget_shadowed(spec["package"], bare)
+        if spec.get("threads", 1) > 1:  # a zygote's libraries were imported with one each
+            from . import threads
+
+            threads.set_counts(spec["threads"])
     Session(channel, spec).run()
     # Not sys.exit: it would wait for threads that the function left behind, and taking a large library apart
     # lasts longer than the kernel needs to end the process.
@@ -85,6 +99,33 @@ def _prepare(spec: dict) -> None:
             reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
+def _forget_shadowed(package: str, bare: frozenset) -> None:
+    """Modules that a zygote has and this package has under the same name: here the package's comes first. What
+    every interpreter has before it comes to a package (`bare`) is not shadowed by one."""
+    for name in _importable(package) - bare:
+        found = sys.modules.get(name)
+        if not (getattr(found, "__file__", None) or getattr(found, "__path__", None)):
+            continue  # not there, or built in: no file comes before those
+        for known in list(sys.modules):
+            if known == name or known.startswith(name + "."):
+                del sys.modules[known]
+
+
+def _importable(package: str) -> set:
+    """Names of the modules in a directory. A model's file or folder may well have the name of a library."""
+    from _imp import extension_suffixes  # type: ignore[import-not-found] # typeshed knows `imp` only
+
+    suffixes = (".py", *extension_suffixes())
+    names = set()
+    for entry in os.listdir(package):
+        suffix = next((suffix for suffix in suffixes if entry.endswith(suffix)), "")
+        if suffix:
+            names.add(entry[: -len(suffix)])
+        elif any(os.path.exists(os.path.join(package, entry, "__init__" + suffix)) for suffix in suffixes):
+            names.add(entry)
+    return names
+
+
 def flush() -> None:
     """What was printed reaches the pipes before the frame that ends its request does."""
     for stream in (sys.stdout, sys.stderr):
@@ -114,12 +155,15 @@ class Session:
         self._began = 0.0  # the step under way
         self._times: dict[str, float] = {}
         self._summary = ""
+        self._digest = ""
         self._loaded = False
         self._ready = False
         self._wait = _Waiter(threaded=self._concurrency > 1)
+        self._fast = fastpaths.FastPaths(spec)
 
     def run(self) -> None:
         """From nothing to the STOP. Ends the process where anything before READY fails."""
+        self._fast.begin()
         self._begin_step()
         self._import_recorded()
         if self._spec.get("level", LOADED) < LOADED:
@@ -133,8 +177,7 @@ class Session:
             if spec["style"] == styles.SCRIPT:
                 styles.run_script(os.path.join(spec["package"], spec["entry"]), self, self._params)
                 return
-            load = styles.load_class if spec["style"] == styles.CLASS else styles.load_module
-            function = load(spec["entry"], spec["package"], self._wait)
+            function = self._fast.load(self._wait)
         except BaseException as error:  # noqa: BLE001  # whatever a tenant's code raises is reported
             self.fail(self._phase(error), error)
         if self._concurrency > 1:
@@ -223,14 +266,34 @@ class Session:
             now = self.clock()
             imports = self._imports.seconds
             self._times = {"import_s": imports, "load_s": max(now - self._began - imports, 0.0)}
+            self._fast.loaded()
+            self._times["aside_s"] = self.clock() - now
             if self._spec.get("sample"):
-                self._began = now
+                self._began = self.clock()
                 return WARMUP, *self._sample()
         # Only now: libraries import more of themselves in their first call, and those are to be recorded.
         self._imports.stop()
         self._ready = True
+        if self._spec.get("template"):
+            self._be_template()
         self._say_ready(LOADED, **self._times)
         return None
+
+    def _be_template(self) -> None:
+        """Say that it is ready, then fork further instances until told to end. Returns in each of those only."""
+        reason = self._fast.unforkable()
+        if reason:
+            self._fail({"phase": "template", "error": reason, "trace": ""})
+        self._say_ready(LOADED, **self._times)
+        gc.freeze()  # a collection in a clone would else touch, and so copy, all of the model's objects
+        try:
+            forker.Forker(socket(AF_UNIX, SOCK_SEQPACKET, 0, fileno=out_of_the_way(CONTROL)), {}).serve()
+        except manager.Born:
+            _own_scratch()
+            self._channel = Channel(3)
+            self._times = {}
+            return
+        os._exit(0)
 
     def _sample(self) -> tuple[str, bytes]:
         name = self._spec["sample"]
@@ -250,15 +313,20 @@ class Session:
             self._fail({"phase": "warmup", "error": meta["error"], "trace": meta["trace"]})
         self._times["warmup_s"] = self.clock() - self._began
         self._times["first_s"] = meta["s"]
+        if self._spec.get("digest"):
+            from hashlib import sha256  # there since `FastPaths.begin`
+
+            self._digest = sha256(meta["type"].encode() + b"\n" + body).hexdigest()
         if meta["type"] == payloads.BYTES:
             self._summary = "%d bytes" % len(body)
         else:
             self._summary = " ".join(body[: LONGEST_SUMMARY * 4].decode("utf-8", "replace").split())
 
     def _say_ready(self, level: int, **times: float) -> None:
-        meta: dict[str, Any] = {"level": level, "import_s": 0.0, "load_s": 0.0, "warmup_s": 0.0, "first_s": 0.0}
+        meta: dict[str, Any] = {"level": level, **dict.fromkeys(TIMES, 0.0)}
         meta.update(times)
-        meta.update(modules=self._imports.modules, tasks=_tasks(), answer=self._summary[:LONGEST_SUMMARY])
+        meta.update(modules=self._imports.modules, tasks=forker.tasks(), answer=self._summary[:LONGEST_SUMMARY])
+        meta.update(digest=self._digest, **self._fast.report())
         flush()
         self._channel.send(frames.READY, 0, meta)
 
@@ -358,10 +426,3 @@ class _Waiter:
 
 async def _result(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
-
-
-def _tasks() -> int:
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:  # no /proc
-        return 1

@@ -2,8 +2,9 @@
 
 Started as `python -I -S manager.py FD`; FD is its end of a SEQPACKET socketpair that carries JSON datagrams:
 
-    {"op": "spawn", "instance", "argv", "env", "cwd", "uid", "gid", "limits"} + doors
-        -> {"event": "spawned", "instance", "pid"} + [its socket, stdout, stderr] | {"event": "refused", "error"}
+    {"op": "spawn", "instance", "argv", "env", "cwd", "uid", "gid", "limits", "packets", "control", "caps"} + doors
+        -> {"event": "spawned", "instance", "pid"} + [its socket, stdout, stderr (, control)]
+         | {"event": "refused", "error"}
     {"op": "kill", "instance"}     SIGKILL to its process group
     {"op": "exit"}                 so does the end of the socket: nothing outlives the manager
         <- {"event": "hello", "pid", "python"}
@@ -12,7 +13,12 @@ Started as `python -I -S manager.py FD`; FD is its end of a SEQPACKET socketpair
 
 A spawned child moves itself through its doors (files that take "0" to mean the writer: cgroups), writes "H" on
 its descriptor 3 and waits for "G": the reader has learned its pid as the host numbers it (SCM_CREDENTIALS, which
-the kernel translates) and has taken it in custody before any code of a tenant runs.
+the kernel translates) and has taken it in custody before any code of a tenant runs. Its socket is a stream, or
+(`packets`) one like this; with `control` it has one like this besides, as descriptor 4; with `caps` it keeps the
+right to become other uids of the container.
+
+A process that does not start others but forks itself (a library zygote, a template) speaks the same protocol on
+such a socket: `Forker`.
 
 Everything here is on the way of a cold start, so only C modules are imported: `socket`, `signal`, `json` would
 add 15 ms to an interpreter's 10.
@@ -57,10 +63,14 @@ if TYPE_CHECKING:
 
 LARGEST = 256 << 10  # bytes of a datagram
 MOST_DOORS = 16
+HIGHEST = 4  # of the descriptors that a child is given
+HANDLED = (SIGPIPE, SIGXFSZ, SIGINT, SIGTERM, SIGCHLD)  # signals that Python or a manager has changed
 MARK = "INSTAINFER_SANDBOX"  # set by a sandbox that finds its processes by it; inherited by instances
 MSG_CMSG_CLOEXEC = 0x40000000  # not in _socket of every version
 
-_PARENT_DEATH_SIGNAL, _DUMPABLE, _CHILD_SUBREAPER, _NO_NEW_PRIVS = 1, 4, 36, 38  # of prctl(2)
+#: of prctl(2)
+_PARENT_DEATH_SIGNAL, DUMPABLE, _KEEPCAPS, _CHILD_SUBREAPER, _NO_NEW_PRIVS, _AMBIENT = 1, 4, 8, 36, 38, 47
+_SETGID, _SETUID = 6, 7  # of capabilities(7)
 
 
 def _make_loads() -> Callable:
@@ -105,6 +115,14 @@ def _dumps(message: dict) -> bytes:
     return ("{%s}" % ",".join(parts)).encode()
 
 
+class Born(Exception):
+    """Raised in a child that does not become another program: unwinds its parent's work."""
+
+    def __init__(self, message: dict) -> None:
+        super().__init__()
+        self.message = message
+
+
 class Manager:
     def __init__(self, control: socket) -> None:
         self._control = control
@@ -112,26 +130,38 @@ class Manager:
         self._instances: dict = {}  # name -> pid
         self._names: dict = {}  # pid -> name
         self._init = os.getpid() == 1  # of a pid namespace
-        self._privileged = self._init and _capable()
+        self._privileged = self._allowed()
         if not self._privileged:
-            _harden()
+            self._harden()
         self._mark = os.environ.get(MARK)
         control.setsockopt(SOL_SOCKET, SO_SNDBUF, 1 << 20)
-        # what a child gets as 0 to 3 must not lie there: it would be overwritten by what goes first
+        # what a child gets as 0 to 4 must not lie there: it would be overwritten by what goes first
         self._null = os.open("/dev/null", os.O_RDWR)
-        while self._null <= 3:
+        while self._null <= HIGHEST:
             self._null = os.dup(self._null)
-        self._wake, woken = os.pipe()
+        self._wake, self._woken = os.pipe()
         os.set_blocking(self._wake, False)
-        os.set_blocking(woken, False)
+        os.set_blocking(self._woken, False)
         signal(SIGCHLD, lambda *_: None)
         signal(SIGINT, SIG_IGN)
         signal(SIGTERM, SIG_IGN)
-        set_wakeup_fd(woken, warn_on_full_buffer=False)
+        set_wakeup_fd(self._woken, warn_on_full_buffer=False)
+
+    def _allowed(self) -> bool:
+        """Whether it is root over the uids of its instances."""
+        return self._init and capable()
+
+    def _harden(self) -> None:
+        """For a manager that shares its uid with its instances, before there are any."""
+        prctl(DUMPABLE, 0)  # its memory and descriptors are closed to them (their exec makes them dumpable)
+        prctl(_NO_NEW_PRIVS, 1)
+        prctl(_CHILD_SUBREAPER, 1)
 
     def serve(self) -> None:
         """Until told to exit or nobody is left to tell."""
-        self._tell({"event": "hello", "pid": os.getpid(), "python": "%d.%d.%d" % sys.version_info[:3]})
+        hello = {"event": "hello", "pid": os.getpid(), "python": "%d.%d.%d" % sys.version_info[:3]}
+        hello.update(self._about())
+        self._tell(hello)
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
@@ -145,6 +175,9 @@ class Manager:
                 elif not self._obey():
                     return
             self._reap()
+
+    def _about(self) -> dict:
+        return {}
 
     def fail(self, error: str) -> None:
         try:
@@ -202,28 +235,41 @@ class Manager:
         if self._privileged and not message["uid"]:
             # inner root may set uids: whoever runs as it is every other function
             raise ValueError("a uid other than 0 is needed in this container")
-        opened = []
+        ours: list = []  # what the reader gets
+        theirs: list = []  # what the child gets as 3, 1, 2 and 4
         try:
-            opened += [end.detach() for end in socketpair(AF_UNIX, SOCK_STREAM)]
-            opened += os.pipe()
-            opened += os.pipe()
-            ours, theirs, out, out_in, err, err_in = opened
-            end = socket(fileno=ours)
+            kinds = [SOCK_SEQPACKET if message.get("packets") else SOCK_STREAM]
+            if message.get("control"):
+                kinds.append(SOCK_SEQPACKET)
+            for kind in kinds:
+                near, far = socketpair(AF_UNIX, kind)
+                ours.append(near.detach())
+                theirs.append(far.detach())
+            for _ in range(2):
+                reading, writing = os.pipe()
+                ours.append(reading)
+                theirs.append(writing)
+            end = socket(fileno=ours[0])
             end.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)  # before the fork: "H" must find it set
             end.detach()
             parent = os.getpid()
             pid = os.fork()
             if pid == 0:
-                self._become(message, doors, theirs, out_in, err_in, parent)
+                self._become(message, doors, ours, theirs, parent)
+                raise Born(message)
             self._instances[name] = pid
             self._names[pid] = name
-            self._tell({"event": "spawned", "instance": name, "pid": pid}, [ours, out, err])
+            sock, control, (out, err) = ours[0], ours[1:-2], ours[-2:]
+            self._tell({"event": "spawned", "instance": name, "pid": pid}, [sock, out, err, *control])
+        except Born:
+            ours, theirs = [], []  # closed, or something else by now
+            raise
         finally:
-            for fd in opened:
+            for fd in ours + theirs:
                 os.close(fd)
 
-    def _become(self, message: dict, doors: list, sock: int, out: int, err: int, parent: int) -> None:
-        """In the child: never returns."""
+    def _become(self, message: dict, doors: list, ours: list, theirs: list, parent: int) -> None:
+        """In the child: to what it is to be. Returns only in a Forker's."""
         doing = "enter its cgroup"
         try:
             for door in doors:
@@ -233,33 +279,35 @@ class Manager:
                     pass  # whoever reads "H" looks, and moves us the slow way or gives up on us
             doing = "arrange its descriptors"
             set_wakeup_fd(-1)
-            os.dup2(self._null, 0)
-            os.dup2(out, 1)
-            os.dup2(err, 2)
-            os.dup2(sock, 3)
-            os.closerange(4, 256)
+            sock, control, (out, err) = theirs[0], theirs[1:-2], theirs[-2:]
+            for number, fd in enumerate((self._null, out, err, sock, *control)):
+                os.dup2(fd, number)
+            if not control:
+                os.close(HIGHEST)
+            self._close(doors + ours + theirs)
             doing = "start a session"
             os.setsid()
             os.umask(0o077)
-            for number in (SIGPIPE, SIGXFSZ, SIGINT, SIGTERM, SIGCHLD):
+            for number in HANDLED:
                 signal(number, SIG_DFL)
             doing = "limit itself"
             if not self._privileged:
-                _prctl(_DUMPABLE, 1)  # else its own /proc/self is closed to it
+                prctl(DUMPABLE, 1)  # else its own /proc/self is closed to it
             _be_the_first_to_go()
             for limit, value in (message.get("limits") or {}).items():
                 _lower(getattr(resource, "RLIMIT_" + limit.upper()), value)
             uid, gid = message.get("uid"), message.get("gid")
             if uid is not None:
                 doing = "become uid %d" % uid
+                if message.get("caps"):
+                    prctl(_KEEPCAPS, 1)
                 os.setgroups([])
                 gid = uid if gid is None else gid
                 os.setresgid(gid, gid, gid)
                 os.setresuid(uid, uid, uid)
-            if not self._init:
-                _prctl(_PARENT_DEATH_SIGNAL, SIGKILL)  # after setuid, which clears it
-                if os.getppid() != parent:
-                    os._exit(127)
+                if message.get("caps"):
+                    hold((_SETGID, _SETUID))
+            self._detach(parent)
             doing = "wait for its go"
             os.write(3, b"H")
             if os.read(3, 1) != b"G":
@@ -269,13 +317,27 @@ class Manager:
             env = dict(message["env"])
             if self._mark:
                 env[MARK] = self._mark
-            argv = message["argv"]
-            doing = "start %s" % argv[0]
-            os.execve(argv[0], argv, env)
+            doing = "start %s" % " ".join(message["argv"][:1])
+            self._go_on(message, env)
         except BaseException as error:  # noqa: BLE001 # a child must not go on as a second manager, whatever happened
-            os.write(2, ("cannot %s: %s\n" % (doing, error)).encode())
-        finally:
-            os._exit(127)
+            try:
+                os.write(2, ("cannot %s: %s\n" % (doing, error)).encode())
+            finally:
+                os._exit(127)
+
+    def _close(self, fds: list) -> None:
+        """In the child: what is not its own, above the descriptors that it is given."""
+        os.closerange(HIGHEST + 1, 256)
+
+    def _detach(self, parent: int) -> None:
+        """In the child: see that it does not outlive a manager that the kernel does not end it with."""
+        if not self._init:
+            prctl(_PARENT_DEATH_SIGNAL, SIGKILL)  # after setuid, which clears it
+            if os.getppid() != parent:
+                os._exit(127)
+
+    def _go_on(self, message: dict, env: dict) -> None:
+        os.execve(message["argv"][0], message["argv"], env)
 
     def _reap(self) -> None:
         while True:
@@ -317,7 +379,7 @@ def _kill(pid: int) -> None:
         try:
             kill(pid, SIGKILL)
             return
-        except ProcessLookupError:
+        except OSError:  # not there; or not ours to kill: a zygote's, which whoever asks us kills himself
             pass
 
 
@@ -338,7 +400,7 @@ def _be_the_first_to_go() -> None:
         pass  # already above: only the privileged may lower it
 
 
-def _capable() -> bool:
+def capable() -> bool:
     """Whether we hold any capability: then, as pid 1, we are root over the uids of our instances."""
     with open("/proc/self/status") as file:
         for line in file:
@@ -347,17 +409,25 @@ def _capable() -> bool:
     return False
 
 
-def _prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3)
 
 
-def _harden() -> None:
-    """For a manager that shares its uid with its instances, before there are any."""
-    _prctl(_DUMPABLE, 0)  # its memory and descriptors are closed to them (their exec makes them dumpable again)
-    _prctl(_NO_NEW_PRIVS, 1)
-    _prctl(_CHILD_SUBREAPER, 1)
+def hold(capabilities: tuple) -> None:
+    """Keep these capabilities, over the next exec too, and no others."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    bits = sum(1 << number for number in capabilities)
+    head = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, ourselves
+    sets = (ctypes.c_uint32 * 6)(bits, bits, bits, 0, 0, 0)  # effective, permitted, inheritable, twice 32 bits
+    if libc.capset(head, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    for number in capabilities:
+        if libc.prctl(_AMBIENT, *[ctypes.c_ulong(word) for word in (2, number, 0, 0)]) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_CAP_AMBIENT_RAISE)")
 
 
 def main() -> None:

@@ -128,19 +128,23 @@ def _is_stdin(node: ast.expr) -> bool:
 # ---- module and class -----------------------------------------------------------------------------------
 
 
-def load_module(entry: str, package: str, wait: Callable[[Awaitable], Any]) -> Callable[[Any], Any]:
+def load_module(entry: str, package: str) -> Callable[[Any], Any]:
     """Import the module and return its handler. Raises Unusable, or what the module raised."""
-    module, name = _import(entry, package)
+    module, name = import_entry(entry, package)
+    return handler_of(module, name)
+
+
+def handler_of(module: ModuleType, name: str) -> Callable[[Any], Any]:
     handler = _attribute(module, name)
     if not callable(handler) or isinstance(handler, type):
         raise Unusable("`%s` in %s is a %s, not a function" % (name, _file(module), type(handler).__name__))
     return handler  # type: ignore[no-any-return]  # callable() is all that can be known of it
 
 
-def load_class(entry: str, package: str, wait: Callable[[Awaitable], Any]) -> Callable[[Any], Any]:
-    """Import the module, make one object of the class, call its `load` where it has one and return its
-    `predict`. Raises Unusable, or what the tenant's code raised."""
-    module, name = _import(entry, package)
+def load_class(entry: str, package: str, wait: Callable[[Awaitable], Any]) -> Any:
+    """Import the module, make one object of the class, call its `load` where it has one and return it: its
+    `predict` is the function. Raises Unusable, or what the tenant's code raised."""
+    module, name = import_entry(entry, package)
     model = _attribute(module, name)
     if not isinstance(model, type):
         raise Unusable("`%s` in %s is a %s, not a class" % (name, _file(module), type(model).__name__))
@@ -156,10 +160,10 @@ def load_class(entry: str, package: str, wait: Callable[[Awaitable], Any]) -> Ca
         done = load()
         if hasattr(done, "__await__"):
             wait(done)
-    return instance.predict  # type: ignore[no-any-return]  # a bound method of a class we do not know
+    return instance
 
 
-def _import(entry: str, package: str) -> tuple[ModuleType, str]:
+def import_entry(entry: str, package: str) -> tuple[ModuleType, str]:
     name, _, attribute = entry.partition(":")
     path = os.path.join(package, *name.split("."))
     before = sys.modules.get(name)
@@ -168,6 +172,11 @@ def _import(entry: str, package: str) -> tuple[ModuleType, str]:
     if before is not None and os.path.exists(path + ".py") and not _file(module, full=True).startswith(path):
         raise Unusable("%s.py has the name of a module that Python itself has loaded; rename it" % name)
     return module, attribute
+
+
+def is_within(module: ModuleType, package: str) -> bool:
+    """Whether it is a module of the function's own."""
+    return (getattr(module, "__file__", None) or "").startswith(os.path.join(package, ""))
 
 
 def _attribute(module: ModuleType, name: str) -> Any:

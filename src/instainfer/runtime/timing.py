@@ -9,6 +9,7 @@ import sys
 import time
 from _thread import get_ident
 
+RUNTIME = __name__.partition(".")[0]
 CAP = 2000  # names reported: a longer list only repeats what its head brings
 
 
@@ -57,7 +58,10 @@ class Imports:
         return list(dict.fromkeys(self._names))[:CAP]
 
     def owns(self, name: str) -> bool:
-        """Whether `name` is (or, when it failed to import, would be) a module of the function's own package."""
+        """Whether `name` is (or, when it failed to import, would be) a module of the function's own package, or
+        of this runtime."""
+        if name.partition(".")[0] == RUNTIME:
+            return True
         origin = getattr(_spec(name), "origin", None)
         if origin is not None:
             return bool(origin.startswith(self._roots))
