@@ -35,7 +35,7 @@ docs: setup
 	$(BIN)/python -m instainfer.core.lifecycle > docs/lifecycles.md
 
 lock: setup
-	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --group dev --extra lab --python-version 3.11 --universal --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock
 
 clean:

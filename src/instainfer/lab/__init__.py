@@ -1,0 +1,1 @@
+"""Experiments on traces: what functions cost, how well any policy could do, what policies do."""

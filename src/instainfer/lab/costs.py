@@ -1,0 +1,119 @@
+"""What the functions of a trace cost: the papers' eight models, or profiles measured on a server.
+
+A trace's functions take the models in turn, in the order of their first row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from instainfer.errors import BadInput
+from instainfer.model import Costs
+from instainfer.traces.base import Floats
+from instainfer.units import MB
+
+PAPER = "paper"
+
+#: MB of libraries and model in one process, and ms of import and load (InstaInfer, SoCC'24).
+PAPER_MODELS = {
+    "AlexNet": (923, 671),
+    "VGG19": (1648, 2410),
+    "InceptionV3": (957, 2281),
+    "ResNet18": (649, 210),
+    "ResNet50": (907, 486),
+    "ResNet152": (1348, 1180),
+    "GoogLeNet": (1027, 1351),
+    "BERT-base": (1333, 2078),
+}
+_WARMING_S, _INFERENCE_S = 0.3, 0.2  # of all eight
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """One function of a profile file: a JSON list of these. What is not given is not there: no warm-up, the
+    first inference as fast as the others, nothing to gain from libraries alone."""
+
+    function: str
+    import_ms: float
+    load_ms: float
+    memory_mb: float
+    inference_ms: float
+    container_ms: float = _WARMING_S * 1e3
+    warmup_ms: float = 0.0
+    first_ms: float | None = None
+    imported_mb: float = 0.0
+
+    def costs(self) -> Costs:
+        return Costs(
+            container_s=self.container_ms / 1e3,
+            import_s=self.import_ms / 1e3,
+            load_s=self.load_ms / 1e3,
+            warmup_s=self.warmup_ms / 1e3,
+            first_s=(self.inference_ms if self.first_ms is None else self.first_ms) / 1e3,
+            warm_s=self.inference_ms / 1e3,
+            imported_bytes=round(self.imported_mb * MB),
+            loaded_bytes=round(self.memory_mb * MB),
+        )
+
+
+def paper_profiles() -> list[Measured]:
+    """Import and load are published as one figure, so all of it is `load_ms`: in the papers a function is loaded
+    or it is not."""
+    return [
+        Measured(
+            function=name,
+            import_ms=0.0,
+            load_ms=load_ms,
+            memory_mb=memory_mb,
+            inference_ms=_INFERENCE_S * 1e3,
+        )
+        for name, (memory_mb, load_ms) in PAPER_MODELS.items()
+    ]
+
+
+def read_profiles(path: Path) -> list[Measured]:
+    """Raises BadInput that says which entry is wrong, and how."""
+    try:
+        profiles = msgspec.json.decode(path.read_bytes(), type=list[Measured])
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}", hint="name a profile file") from error
+    except msgspec.MsgspecError as error:
+        raise BadInput(
+            f"{path} holds no profiles: {error}",
+            hint='it is a JSON list of {"function", "import_ms", "load_ms", "memory_mb", "inference_ms"}',
+        ) from error
+    for number, one in enumerate(profiles):
+        if one.memory_mb <= 0 or any(
+            getattr(one, name) < 0
+            for name in ("import_ms", "load_ms", "inference_ms", "container_ms", "warmup_ms")
+        ):
+            raise BadInput(
+                f"{path}, entry {number} ({one.function}): a size or time below zero", hint="measure again"
+            )
+    if not profiles:
+        raise BadInput(f"{path} holds no profile", hint="it needs at least one function")
+    return profiles
+
+
+def assign(names: Sequence[str], profiles: Sequence[Measured]) -> list[Costs]:
+    """Of each of these functions: its own where a profile has its name, else the profiles in turn, by its
+    place."""
+    by_name = {one.function: one for one in profiles}
+    return [by_name.get(name, profiles[at % len(profiles)]).costs() for at, name in enumerate(names)]
+
+
+def costs_of(names: Sequence[str], source: str | Path = PAPER) -> list[Costs]:
+    """`source`: "paper" or a profile file. Raises BadInput."""
+    return assign(names, paper_profiles() if source == PAPER else read_profiles(Path(source)))
+
+
+def sizes_mb(costs: Sequence[Costs]) -> Floats:
+    return np.array([one.loaded_bytes / MB for one in costs])
+
+
+def latencies_s(costs: Sequence[Costs]) -> Floats:
+    """What a call saves that finds the function loaded."""
+    return np.array([one.loading_s for one in costs])
