@@ -233,10 +233,16 @@ class Books:
             if known is not None and known.ahead and not known.used:
                 ahead += instance.bytes
         queued = sum(len(function.queue) for function in state.functions.values())
+        zygotes: dict[tuple[str, ...], float] = {}
+        for zygote in state.zygotes.values():
+            zygotes[zygote.state,] = zygotes.get((zygote.state,), 0) + 1
+        held = sum(zygote.bytes for zygote in state.zygotes.values())
         return [
             ("containers", "Containers by state", ("state",), sorted(containers.items())),
             ("instances", "Instances by level and state", ("level", "state"), sorted(instances.items())),
             ("idle_bytes", "Idle memory of warm containers", (), [((), float(idle))]),
             ("preloaded_bytes", "Bytes pre-loaded and not used yet", (), [((), float(ahead))]),
             ("queue_depth", "Requests that wait for an instance", (), [((), float(queued))]),
+            ("zygotes", "Library zygotes by state", ("state",), sorted(zygotes.items())),
+            ("zygote_bytes", "Bytes that library zygotes hold", (), [((), float(held))]),
         ]

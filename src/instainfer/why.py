@@ -13,12 +13,15 @@ from instainfer.model import Activation
 
 
 def replay(directory: Path, activation: Activation) -> Explanation | None:
-    """None when the log no longer reaches back to it."""
+    """None when the log no longer reaches back to it, or was written by a core that knew other things."""
     found = eventlog.find(directory, activation.epoch, activation.request)
     if found is None:
         return None
     head, segments = found
-    platform = Platform(checkpoint.load(head.state))
+    try:
+        platform = Platform(checkpoint.load(head.state))
+    except Exception:  # noqa: BLE001 # whatever the state of another version makes of itself here
+        return None
     return explain(platform, eventlog.read(segments), activation.request)
 
 
@@ -31,7 +34,9 @@ def tell(activation: Activation, explanation: Explanation | None) -> dict[str, A
             "probability": None,
             "rate": None,
             "decisions": [],
-            "advice": ["the event log no longer reaches back to it (records.keep_events_mb)"],
+            "advice": [
+                "the event log no longer reaches back to it (records.keep_events_mb), or is of an earlier version"
+            ],
         }
     return {
         "start": explanation.start or activation.start,

@@ -215,6 +215,7 @@ class ContainerHost:
         snapshot = self._node.snapshots.find(revision)
         if snapshot is not None:
             spec["snapshot"] = snapshot
+            self._task(asyncio.to_thread(self._node.snapshots.resident, revision))  # beside the fork
         spec["intercept"] = interception(revision, package, self._node.snapshots, restored=snapshot is not None)
         if waiting:
             spec["sample"] = ""  # whoever waits brings the first call

@@ -185,6 +185,7 @@ class LocalAgent:
                 *(Mount(path, writable=True) for path in writable),
             ],
             uids=uids,
+            cpus=float(revision.threads),
             network=revision.network,
             pids=self._pids,
             scratch=self._scratch,

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +25,12 @@ import msgspec
 
 import instainfer.runtime
 from instainfer.agent.base import Revision
+from instainfer.sandbox import pages
 
 log = logging.getLogger(__name__)
 
 CHUNK = 1 << 22
+LATELY_S = 60.0
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +46,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True):
 class Snapshots:
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._seen: dict[Path, float] = {}  # when its pages were last looked after
         self._spoilt: dict[str, str] = {}  # revision -> why its snapshot is not used any more
 
     def directory(self, namespace: str) -> Path:
@@ -71,6 +75,16 @@ class Snapshots:
             self.spoil(revision, "its file is not the one that was written at deploy")
             return None
         return {"path": str(path), "key": marker.key, "size": marker.size, "inode": marker.inode}
+
+    def resident(self, revision: Revision) -> None:
+        """See that its pages are in memory, and charged to the agent: on cgroup v1 whoever touches a page first pays
+        for it. Blocks; does little where that was done lately."""
+        path = self._path(revision)
+        now = time.monotonic()
+        if now - self._seen.get(path, -LATELY_S) >= LATELY_S:
+            self._seen[path] = now
+            with suppress(OSError):
+                pages.prefault(path)
 
     def kept(self, revision: Revision) -> Path | None:
         """The directory of what its libraries keep, if they kept something."""
