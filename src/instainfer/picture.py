@@ -8,7 +8,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 WIDTH, LEFT, RIGHT, BAR, GAP, HEAD = 760, 170, 110, 20, 14, 56
-COLOURS = {"cold": "#b0413e", "preloaded": "#2f7f79", "warm": "#8fa3ad"}
+COLOURS = {"cold": "#b0413e", "forked": "#d39b3a", "cloned": "#d39b3a", "preloaded": "#2f7f79", "warm": "#8fa3ad"}
 
 
 def draw(rows: Sequence[dict[str, Any]], title: str) -> str:
