@@ -14,6 +14,7 @@ from instainfer.cli import (  # noqa: F401 # importing them registers their verb
     measure,
     ps,
     server,
+    simulate,
     why,
 )
 from instainfer.cli.session import app, main
@@ -23,7 +24,8 @@ __all__ = ["app", "main"]
 #: As `--help` lists them: the order in which one meets them.
 VERBS = (
     *("serve", "deploy", "invoke", "ls", "get", "delete", "logs", "activations", "ps", "why"),
-    *("preload", "offload", "hint", "pin", "unpin", "status", "demo", "bench", "version"),
+    *("preload", "offload", "hint", "pin", "unpin", "status", "simulate", "profile", "demo", "bench"),
+    "version",
 )
 
 app.registered_commands.sort(key=lambda verb: VERBS.index(str(verb.name)))

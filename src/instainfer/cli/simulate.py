@@ -1,0 +1,270 @@
+"""simulate: policies on traces; profile: what a server's functions cost, for the simulator to read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from instainfer.cli.output import is_terminal, print_json, table
+from instainfer.cli.session import Session, Usage, command
+from instainfer.errors import BadInput, BadSettings
+from instainfer.units import parse_seconds, say_mb, say_ms
+
+if TYPE_CHECKING:
+    from instainfer.lab.simulate import Case, Settings
+
+#: Shares of the total size, as the papers' and this project's tables have them.
+_BUDGETS = "0.05,0.1,0.2,0.4,0.7"
+
+
+class Kind(StrEnum):
+    POOL = "pool"
+    CONTAINERS = "containers"
+
+
+class Missed(StrEnum):
+    WEIGH = "weigh"
+    ALWAYS = "always"
+    LINGER = "linger"
+
+
+class Part(StrEnum):
+    EXPORT = "export"
+
+
+@command("simulate", example="instainfer simulate trace.csv --policies lru,hazard --budgets 0.1,0.4 -o results")
+def simulate(
+    session: Session,
+    traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="Files or folders; each is one trace.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write DIR/results.json.")
+    ] = None,
+    world: Annotated[
+        Kind, typer.Option(help="One memory pool with loads that take no time; or containers and their costs.")
+    ] = Kind.POOL,
+    policies: Annotated[
+        str, typer.Option(metavar="A,B", help="Modes (MODE or MODE:PREDICTOR); in the pool lru and gdsf too.")
+    ] = "",
+    budgets: Annotated[str, typer.Option(metavar="A,B", help="Memory, as shares of all functions' size.")] = (
+        _BUDGETS
+    ),
+    profiles: Annotated[
+        str, typer.Option(metavar="paper|FILE", help="What functions cost: the papers' models, or measured.")
+    ] = "paper",
+    warmup: Annotated[float, typer.Option(metavar="SHARE", help="Of the trace: simulated, not counted.")] = 0.25,
+    minutes: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Only these, counted from the trace's first.")
+    ] = None,
+    cap_per_minute: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="At most K calls of a function a minute.")
+    ] = None,
+    min_calls: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Leave out functions that are called less often.")
+    ] = 2,
+    trace_durations: Annotated[
+        bool, typer.Option("--trace-durations", help="Inference times from the trace, where it has them.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of where in its minute a call falls.")] = 0,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes.")] = 1,
+    step: Annotated[
+        str, typer.Option(metavar="TIME", help="Pool: between two decisions; 0 is one at each call.")
+    ] = "10s",
+    on_miss: Annotated[
+        Missed, typer.Option(help="Pool: does the copy that a call had to load stay?")
+    ] = Missed.WEIGH,
+    nodes: Annotated[int, typer.Option(metavar="N", min=1, help="Containers: nodes that share the budget.")] = 1,
+    keep_alive: Annotated[
+        str, typer.Option(metavar="POLICY", help="Containers: the keep-alive policy.")
+    ] = "pressure",
+    keep_alive_seconds: Annotated[
+        str, typer.Option(metavar="TIME", help="Containers: of keep-alive policies with a time.")
+    ] = "600s",
+    load_slots: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Containers: loads at a time per node [one for each 4 GB].")
+    ] = 0,
+    headroom: Annotated[
+        float, typer.Option(metavar="SHARE", min=0.0, help="Containers: a limit beyond its function's size.")
+    ] = 0.5,
+    tick: Annotated[
+        str, typer.Option(metavar="TIME", help="Containers: placement passes at multiples of it; 0 as live.")
+    ] = "0s",
+) -> None:
+    """Run policies on traces at modelled costs.
+
+    The same policies as the server's, on a virtual clock: one row for each trace, policy and budget.
+    """
+    from instainfer.lab import simulate as lab
+    from instainfer.sim.pool import OnMiss
+
+    settings = lab.Settings(
+        world=world.value,
+        profiles=profiles,
+        warmup=warmup,
+        minutes=minutes,
+        cap_per_minute=cap_per_minute,
+        min_calls=min_calls,
+        trace_durations=trace_durations,
+        seed=seed,
+        step_s=_seconds("--step", step),
+        on_miss=OnMiss(on_miss.value),
+        nodes=nodes,
+        keep_alive=keep_alive,
+        keep_alive_s=_seconds("--keep-alive-seconds", keep_alive_seconds),
+        load_slots=load_slots,
+        headroom=headroom,
+        tick_s=_seconds("--tick", tick),
+    )
+    names = _listed(policies) or (["lru", "gdsf", "hazard"] if world is Kind.POOL else ["none", "hazard"])
+    cases = [
+        lab.Case(trace, name, budget)
+        for trace in traces
+        for budget in (_share(text) for text in _listed(budgets))
+        for name in names
+    ]
+    try:
+        lab.check(settings, cases)
+    except BadSettings as error:
+        raise Usage(error.message, hint=error.hint) from None
+    if output is not None:
+        _make(output)
+    rows = _watched(settings, cases, jobs)
+    document = lab.document("simulate", rows)
+    if output is not None:
+        import msgspec
+
+        text = msgspec.json.format(msgspec.json.encode(document), indent=2)
+        (output / "results.json").write_bytes(text + b"\n")
+    if session.json:
+        print_json(document)
+    else:
+        _show(rows)
+
+
+def _watched(settings: Settings, cases: list[Case], jobs: int) -> list[dict[str, Any]]:
+    """The rows, with progress on stderr."""
+    import sys
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from instainfer.lab import simulate as lab
+
+    live = is_terminal(sys.stderr)
+    rows: list[dict[str, Any]] = []
+    with Progress(console=Console(stderr=True), disable=not live, transient=True) as progress:
+        task = progress.add_task("simulate", total=len(cases))
+        told = (lambda number, share: progress.update(task, completed=number + share)) if live else None
+        for number, row in enumerate(lab.run(settings, cases, jobs=jobs, progress=told), 1):
+            rows.append(row)
+            progress.update(task, completed=number)
+            if not live:
+                case = f"{row['trace']} {lab.label(row)} at {row['budget_fraction']:g}"
+                typer.echo(f"{number}/{len(cases)} {case}: {row['saved_fraction']:.1%} saved", err=True)
+    return rows
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    from instainfer.lab.simulate import label
+
+    headers = ["POLICY", "TRACE", "BUDGET", "MEMORY", "CALLS", "SAVED", "PRELOADED", "WARM", "COLD", "WAIT", "P99"]
+    harm = any(row["harmed_fraction"] or row["rejected"] for row in rows)
+    table(
+        [*headers, "HARMED", "REFUSED"] if harm else headers,
+        [
+            [
+                label(row),
+                row["trace"],
+                f"{row['budget_fraction']:.0%}",
+                say_mb(row["budget_mb"]),
+                str(row["invocations"]),
+                f"{row['saved_fraction']:.1%}",
+                f"{row['preloaded_fraction']:.1%}",
+                f"{row['warm_fraction']:.1%}",
+                f"{row['cold_fraction']:.1%}",
+                say_ms(row["warming_loading_mean_ms"]),
+                say_ms(row["e2e_p99_ms"]),
+                *((f"{row['harmed_fraction']:.2%}", str(row["rejected"])) if harm else ()),
+            ]
+            for row in rows
+        ],
+        right=[*headers[2:], "HARMED", "REFUSED"],
+    )
+
+
+@command("profile", example="instainfer profile export -o profiles.json")
+def profile(
+    session: Session,
+    part: Annotated[Part, typer.Argument(help="export: what each function was measured to cost.")],
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this one's.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")
+    ] = None,
+) -> None:
+    """Export what a server measured of its functions.
+
+    As a JSON list that `simulate --profiles FILE` reads.
+    """
+    import msgspec
+
+    profiles = [_measured(one) for one in session.client.functions(namespace) if one.get("profile")]
+    if output is None:
+        print_json(profiles)
+        return
+    try:
+        output.write_bytes(msgspec.json.format(msgspec.json.encode(profiles), indent=2) + b"\n")
+    except OSError as error:
+        raise BadInput(f"{output} cannot be written: {error.strerror}", hint="name another file") from None
+    if session.json:
+        print_json({"file": str(output), "functions": len(profiles)})
+    else:
+        typer.echo(f"{len(profiles)} function{'s' * (len(profiles) != 1)} in {output}")
+
+
+#: Keys of a profile that are those of the server's answer.
+_SAME = (
+    *("container_ms", "import_ms", "load_ms", "warmup_ms", "first_ms", "imported_mb", "loaded_mb"),
+    *("libraries_mb", "fork_ms", "forked_mb", "clone_ms", "cloned_mb"),
+)
+
+
+def _measured(function: dict[str, Any]) -> dict[str, Any]:
+    """`memory_mb` is the function's size, loaded. A time of 0 that was not measured is left out."""
+    found = function["profile"]
+    same = {key: found[key] for key in _SAME if found.get(key)}
+    return {
+        "function": f"{function['namespace']}/{function['name']}",
+        "import_ms": 0.0,
+        "load_ms": 0.0,
+        **same,
+        "inference_ms": found["warm_ms"],
+        "memory_mb": found["loaded_mb"],
+    }
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
+    except ValueError:
+        raise Usage(f"{text!r} is no budget", hint="write shares, such as 0.05,0.1 or 5%,10%") from None
+    return share
+
+
+def _seconds(option: str, text: str) -> float:
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise Usage(f"{option} {error}") from None
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be made: {error.strerror}", hint="name another folder") from None

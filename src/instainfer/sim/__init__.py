@@ -1,0 +1,1 @@
+"""The simulator: the core and the policies of the live server on a virtual clock, at modelled costs."""

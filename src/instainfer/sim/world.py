@@ -1,0 +1,354 @@
+"""The `containers` world: nodes, containers and instances that cost what they are said to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from instainfer.core import actions as act
+from instainfer.core import events as ev
+from instainfer.core.prices import Price, price
+from instainfer.model import Costs, Function, Level, Origin, StartKind
+from instainfer.sim.costs import Node, Workload
+from instainfer.sim.engine import Engine
+from instainfer.sim.loads import Job, Loads
+from instainfer.sim.tally import Tally
+
+#: Starts for which nothing had to be loaded.
+_READY = (StartKind.WARM, StartKind.PRELOADED)
+
+
+class _Site:
+    """A node."""
+
+    __slots__ = ("loads", "node", "zygotes")
+
+    def __init__(self, engine: Engine, node: Node) -> None:
+        self.node = node
+        self.loads = Loads(engine, node.load_slots)
+        self.zygotes: dict[str, str] = {}  # libraries -> the zygote that is ready
+
+
+class _Container:
+    __slots__ = ("former", "free_at", "id", "instances", "last", "left", "limit", "owner", "since", "site")
+
+    def __init__(self, id: str, site: _Site, owner: str, limit: int, now: float) -> None:
+        self.id = id
+        self.site = site
+        self.owner = owner
+        self.former: set[str] = set()  # owners before this one; asked for membership only
+        self.left: set[str] = set()  # owners, now or before, whose instance was off-loaded; likewise
+        self.limit = limit
+        self.since = now  # it has had this limit
+        self.free_at = now  # its commands so far are carried out
+        self.last = owner  # the function that ran in it last
+        self.instances: dict[str, _Instance] = {}
+
+
+class _Instance:
+    __slots__ = (
+        "ahead", "began", "container", "frozen", "function", "id", "job", "level", "price", "ready_at", "served",
+        "steps", "target",
+    )  # fmt: skip
+
+    def __init__(self, id: str, function: int, container: _Container, found: Price, *, ahead: bool) -> None:
+        self.id = id
+        self.price = found
+        self.function = function
+        self.container = container
+        self.ahead = ahead
+        self.served = 0
+        self.frozen = False
+        self.level = Level.NONE
+        self.target = Level.NONE
+        self.began = 0.0  # of the present load
+        self.ready_at = 0.0
+        self.steps = (0.0, 0.0, 0.0)  # import, load, warm-up of the present load
+        self.job: Job | None = None
+
+    @property
+    def bytes(self) -> int:
+        return self.price.bytes(max(self.level, self.target))
+
+
+class Containers:
+    """Executes the core's actions. The commands of one container take effect in their order: what follows a
+    freeze starts when that is confirmed. Nothing fails here."""
+
+    def __init__(self, engine: Engine, nodes: list[Node], work: Workload, tally: Tally) -> None:
+        self._engine = engine
+        self._work = work
+        self._tally = tally
+        self._functions: list[Function] = work.functions
+        self._loading_s = [function.costs.loading_s for function in work.functions]
+        self._times = work.times
+        self._which = work.which
+        self._durations = work.durations
+        self._index = {function.name: i for i, function in enumerate(work.functions)}
+        self._sites = {node.name: _Site(engine, node) for node in nodes}
+        self._containers: dict[str, _Container] = {}
+        self._instances: dict[str, _Instance] = {}
+        self._zygotes: dict[str, tuple[_Site, str, Job, float, int]] = {}
+        self._pushed_out: set[str] = set()  # functions whose instance went after its container changed hands
+        self.settled = 0
+        self.carry_out: dict[type[act.Action], Callable[[Any, float], None]] = {
+            act.CreateContainer: self._create,
+            act.ResizeContainer: self._resize,
+            act.DestroyContainer: self._destroy,
+            act.Load: self._load,
+            act.Raise: self._raise,
+            act.Offload: self._offload,
+            act.Freeze: self._freeze,
+            act.Thaw: self._thaw,
+            act.StartZygote: self._start_zygote,
+            act.EndZygote: self._end_zygote,
+            act.Dispatch: self._dispatch,
+            act.Reject: self._reject,
+            act.Answer: lambda action, now: None,
+        }
+
+    def begin(self) -> None:
+        """Nodes join and functions are deployed, at time 0."""
+        for site in self._sites.values():
+            node = site.node
+            self._engine.feed(
+                ev.NodeJoined(
+                    node=node.name,
+                    memory=node.memory,
+                    guests=node.guests,
+                    load_slots=node.load_slots,
+                    zygote_memory=node.zygote_memory,
+                )
+            )
+        for function in self._functions:
+            self._engine.feed(ev.FunctionDeployed(function=function))
+
+    def finish(self) -> None:
+        """Count what is still held."""
+        now = max(self._engine.now, self._work.end)
+        for container in self._containers.values():
+            self._tally.held(container.limit, container.since, now)
+        for instance in self._instances.values():
+            self._account(instance, now)
+        for _, _, _, since, size in self._zygotes.values():
+            self._tally.held(size, since, now)
+
+    # ---- containers ----------------------------------------------------------------------------------------
+
+    def _create(self, action: act.CreateContainer, now: float) -> None:
+        site = self._sites[action.node]
+        self._containers[action.container] = _Container(action.container, site, action.function, action.limit, now)
+        seconds = self._costs(action.function).container_s * site.node.load_factor
+        self._engine.post(now + seconds, ev.ContainerReady(container=action.container, seconds=seconds))
+
+    def _resize(self, action: act.ResizeContainer, now: float) -> None:
+        container = self._containers[action.container]
+        self._tally.held(container.limit, container.since, now)
+        container.limit, container.since = action.limit, now
+
+    def _destroy(self, action: act.DestroyContainer, now: float) -> None:
+        container = self._containers.pop(action.container)
+        node = container.site.node
+        seconds = node.destroy_s
+        for instance in container.instances.values():
+            seconds += instance.bytes * node.end_s_per_byte
+            self._gone(instance, now)
+        gone = max(now, container.free_at) + seconds
+        self._tally.held(container.limit, container.since, gone)
+        self._engine.post(gone, ev.ContainerLost(container=container.id, reason="destroyed"))
+
+    # ---- instances -----------------------------------------------------------------------------------------
+
+    def _load(self, action: act.Load, now: float) -> None:
+        container = self._containers[action.container]
+        function = self._index[action.function]
+        found = self._price(function, container.site)
+        instance = _Instance(action.instance, function, container, found, ahead=action.ahead)
+        container.instances[instance.id] = instance
+        self._instances[instance.id] = instance
+        self._begin(instance, action.level, found.import_s, now)
+
+    def _price(self, function: int, site: _Site) -> Price:
+        """By the fastest way there is: a clone of a loaded instance, a fork of a zygote, or from nothing."""
+        spec = self._functions[function]
+        if spec.cloneable and any(
+            other.function == function and other.level >= Level.LOADED and other.container.site is site
+            for other in self._instances.values()
+        ):
+            return price(spec.costs, Origin.CLONED)
+        forked = spec.forkable and spec.libraries in site.zygotes
+        return price(spec.costs, Origin.FORKED if forked else Origin.SPAWNED)
+
+    def _raise(self, action: act.Raise, now: float) -> None:
+        instance = self._instances.get(action.instance)
+        if instance is not None:
+            instance.ahead = instance.ahead and action.ahead
+            self._begin(instance, action.level, 0.0, now)
+
+    def _begin(self, instance: _Instance, level: Level, import_s: float, now: float) -> None:
+        costs = self._functions[instance.function].costs
+        site, container = instance.container.site, instance.container
+        load_s, warmup_s = costs.load_s, costs.warmup_s
+        if instance.price.origin is Origin.CLONED:
+            load_s, warmup_s = instance.price.loading_s, 0.0  # its template is warm
+        if level < Level.LOADED:
+            load_s = warmup_s = 0.0
+        factor = site.node.load_factor
+        instance.steps = import_s * factor, load_s * factor, warmup_s * factor
+        instance.target = level
+        instance.began = now
+        self._takes(container, self._functions[instance.function].name)
+        job = instance.job = Job(sum(instance.steps), lambda: self._loaded(instance))
+        if container.free_at > now:
+            self._engine.call(container.free_at, lambda: self._go_on(instance, job))
+        else:
+            site.loads.resume(job)
+
+    def _go_on(self, instance: _Instance, job: Job) -> None:
+        """A load whose turn in its container has come, unless it was stopped meanwhile."""
+        if instance.job is job and not job.entry and not instance.frozen:
+            instance.container.site.loads.resume(job)
+
+    def _loaded(self, instance: _Instance) -> None:
+        job, now = instance.job, self._engine.now
+        assert job is not None
+        instance.job = None
+        instance.level = instance.target
+        instance.ready_at = now
+        slowed = job.spent_s / job.work_s if job.work_s > 0.0 else 1.0
+        import_s, load_s, warmup_s = instance.steps
+        self._engine.feed(
+            ev.InstanceReady(
+                instance=instance.id,
+                level=instance.level,
+                origin=instance.price.origin,
+                import_s=import_s * slowed,
+                load_s=load_s * slowed,
+                warmup_s=warmup_s * slowed,
+            )
+        )
+
+    def _offload(self, action: act.Offload, now: float) -> None:
+        instance = self._instances.get(action.instance)
+        if instance is None:
+            return
+        container = instance.container
+        name = self._functions[instance.function].name
+        if name == container.owner or name in container.former:
+            container.left.add(name)
+        node = container.site.node
+        seconds = node.end_s + instance.bytes * node.end_s_per_byte
+        del container.instances[instance.id]
+        self._gone(instance, now)
+        at = max(now, container.free_at) + seconds
+        self._engine.post(at, ev.InstanceLost(instance=instance.id, reason="off-loaded"))
+
+    def _gone(self, instance: _Instance, now: float) -> None:
+        if instance.job is not None:
+            instance.container.site.loads.suspend(instance.job)
+            instance.job = None
+        self._account(instance, now)
+        del self._instances[instance.id]
+
+    def _account(self, instance: _Instance, now: float) -> None:
+        if instance.ahead and not instance.served and instance.level:
+            self._tally.wasted(instance.bytes, instance.ready_at, now)
+
+    def _freeze(self, action: act.Freeze, now: float) -> None:
+        instance = self._instances.get(action.instance)
+        if instance is not None:
+            instance.frozen = True
+            container = instance.container
+            if instance.job is not None:
+                container.site.loads.suspend(instance.job)
+            container.free_at = max(now, container.free_at) + container.site.node.freeze_s
+
+    def _thaw(self, action: act.Thaw, now: float) -> None:
+        instance = self._instances.get(action.instance)
+        if instance is None:
+            return
+        instance.frozen = False
+        container = instance.container
+        container.free_at = max(now, container.free_at) + container.site.node.thaw_s
+        if instance.job is not None:
+            job = instance.job
+            self._engine.call(container.free_at, lambda: self._go_on(instance, job))
+
+    # ---- zygotes -------------------------------------------------------------------------------------------
+
+    def _start_zygote(self, action: act.StartZygote, now: float) -> None:
+        site = self._sites[action.node]
+        of = [f.costs for f in self._functions if f.libraries == action.libraries and f.forkable]
+        import_s = max((costs.import_s for costs in of), default=0.0) * site.node.load_factor
+        size = max((costs.libraries_bytes or costs.imported_bytes for costs in of), default=0)
+        job = Job(import_s, lambda: self._zygote_ready(action.zygote))
+        self._zygotes[action.zygote] = site, action.libraries, job, now, size
+        site.loads.resume(job)
+
+    def _zygote_ready(self, zygote: str) -> None:
+        site, libraries, job, _, size = self._zygotes[zygote]
+        site.zygotes[libraries] = zygote
+        self._engine.feed(ev.ZygoteReady(zygote=zygote, import_s=job.spent_s, bytes=size))
+
+    def _end_zygote(self, action: act.EndZygote, now: float) -> None:
+        site, libraries, job, since, size = self._zygotes.pop(action.zygote)
+        site.loads.suspend(job)
+        if site.zygotes.get(libraries) == action.zygote:
+            del site.zygotes[libraries]
+        gone = now + site.node.end_s + size * site.node.end_s_per_byte
+        self._tally.held(size, since, gone)
+        self._engine.post(gone, ev.ZygoteLost(zygote=action.zygote, reason="ended"))
+
+    # ---- requests ------------------------------------------------------------------------------------------
+
+    def _dispatch(self, action: act.Dispatch, now: float) -> None:
+        self.settled += 1
+        request = action.request
+        instance = self._instances[action.instance]
+        container, function = instance.container, self._functions[instance.function]
+        node, costs = container.site.node, function.costs
+        begin = container.free_at if container.free_at > now else now
+        begin += node.dispatch_s + node.hop_s
+        seconds = self._durations[request] if self._durations else costs.warm_s
+        seconds *= node.inference_factor
+        first_s = 0.0
+        if not instance.served and costs.warmup_s <= 0.0 and instance.price.origin is not Origin.CLONED:
+            first_s = max(costs.first_s - costs.warm_s, 0.0) * node.inference_factor
+        instance.served += 1
+        end = begin + first_s + seconds + node.hop_s
+        self._engine.post(
+            end, ev.InvocationFinished(request=request, instance=instance.id, inference_s=first_s + seconds)
+        )
+        arrived = self._times[request]
+        paid = max(0.0, instance.ready_at - max(arrived, instance.began)) + first_s
+        self._tally.served(arrived, action.start, end - arrived, seconds, self._loading_s[instance.function], paid)
+        self._harm(action.start, function.name, container, arrived, begin)
+
+    def _harm(self, start: StartKind, name: str, container: _Container, arrived: float, begin: float) -> None:
+        """What guests did to this request, and whose container it is from now on."""
+        self._takes(container, name)
+        if name in self._pushed_out:
+            self._pushed_out.discard(name)
+            if start not in _READY:
+                self._tally.harm(arrived, begin - arrived)
+        elif start in _READY and container.last != name and name in container.former and begin - arrived > 0.01:
+            self._tally.harm(arrived, begin - arrived)
+        container.last = name
+        if container.owner != name:
+            container.former.add(container.owner)
+            container.former.discard(name)
+            container.owner = name
+
+    def _takes(self, container: _Container, name: str) -> None:
+        """It uses the container's memory: owners that are not in it any more have lost their place to it."""
+        if container.left:
+            container.left.discard(name)
+            self._pushed_out |= container.left
+            container.left.clear()
+
+    def _reject(self, action: act.Reject, now: float) -> None:
+        self.settled += 1
+        self._tally.refused(self._times[action.request])
+
+    def _costs(self, name: str) -> Costs:
+        return self._functions[self._index[name]].costs
