@@ -3,6 +3,7 @@ known of real traces."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from instainfer.traces.base import Trace
 from . import helpers
 from .helpers import MB, function, mixed
 
-#: The real trace lies beside the checkout, where it is there at all.
-AZURE = Path(__file__).parents[3] / "shared" / "traces" / "azure2019_500f_8h" / "invocations.csv"
+#: A real trace (per-minute counts of Azure 2019) is not the project's to ship: name one to try the order on it.
+AZURE = os.environ.get("INSTAINFER_TEST_TRACE", "")
 
 
 class Watched(Pool):
@@ -141,11 +142,9 @@ def test_the_known_order_on_a_synthetic_trace() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not AZURE.exists(), reason="the Azure trace is not there")
-def test_the_known_order_on_the_azure_trace() -> None:
+def the_known_order_on_a_real_trace() -> None:
     """Ten-second decisions between which called functions linger, as in the laboratory's table."""
-    pytest.importorskip("polars")
-    work = workload(Settings(cap_per_minute=6, minutes="0:120"), AZURE)
+    work = workload(Settings(cap_per_minute=6, minutes="0:120"), Path(AZURE))
     saved = {
         (name, share): run(work, name, share, on_miss=OnMiss.LINGER)[0].saved
         for share in (0.1, 0.7)
@@ -155,3 +154,7 @@ def test_the_known_order_on_the_azure_trace() -> None:
     assert saved["instainfer", 0.1] > saved["lru", 0.1]
     assert saved["hazard", 0.7] > saved["lru", 0.7] > saved["tyche", 0.7] > saved["instainfer", 0.7]
     assert saved["gdsf", 0.7] > saved["lru", 0.7]
+
+
+if AZURE:
+    test_the_known_order_on_a_real_trace = the_known_order_on_a_real_trace
