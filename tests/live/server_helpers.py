@@ -214,7 +214,8 @@ class Server:
                 mark = process.environ().get("INSTAINFER_SANDBOX", "")
                 if any(str(self.data) in word or state in word for word in words) or mark.startswith(state):
                     found.append(f"process {process.pid} {words}")
-        found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/instainfer-{state}*")]
+        groups = (path for path, _, _ in os.walk("/sys/fs/cgroup"))  # which minds no group that goes meanwhile
+        found += [path for path in groups if Path(path).name.startswith(f"instainfer-{state}")]
         found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.data) in line]
         found += [str(path) for path in (self.data / "admin.sock",) if path.exists()]
         found += [str(path) for path in (self.data / "packages").glob("*/.*.tmp")]

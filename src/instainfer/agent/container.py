@@ -254,11 +254,12 @@ class ContainerHost:
         process = await self._make(
             f"{name}.t" if template else name, revision, str(package), maker or self.room.maker, control=template
         )
-        host = await self._host(name, revision, package, process, origin)
+        host = self._host(name, revision, package, process, origin)
         resident = self.residents[name] = Resident(host, process)
         resident.again = again
         if template:
             resident.template = process
+        await self._connect(host, process)
         self._watch(name, process)
         host.go(level, asked=asked, spec={**(spec or {}), "template": template})
         return host
@@ -267,10 +268,11 @@ class ContainerHost:
         self, name: str, revision: Revision, package: Path, template: Maker, *, asked: float
     ) -> InstanceHost:
         process = await self._make(name, revision, str(package), template)
-        host = await self._host(name, revision, package, process, Origin.CLONED)
+        host = self._host(name, revision, package, process, Origin.CLONED)
         self.residents[name] = Resident(host, process)
-        self._watch(name, process)
         host.born(asked=asked)
+        await self._connect(host, process)
+        self._watch(name, process)
         return host
 
     async def _make(
@@ -289,7 +291,7 @@ class ContainerHost:
             control=control,
         )
 
-    async def _host(
+    def _host(
         self, name: str, revision: Revision, package: Path, process: Process, origin: Origin
     ) -> InstanceHost:
         spawned = process.spawned
@@ -305,8 +307,11 @@ class ContainerHost:
         )
         self.touched = True
         process.maker.room.enter(process.name, FIRST_UID + revision.number if self._apart else None)
-        await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=spawned.sock)
         return host
+
+    async def _connect(self, host: InstanceHost, process: Process) -> None:
+        """From here on it is heard, before this returns too: a clone says at once that it is ready."""
+        await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=process.spawned.sock)
 
     def _told(self, name: str, report: Report) -> None:
         if not isinstance(report, InstanceReady):
@@ -334,14 +339,22 @@ class ContainerHost:
         try:
             revision, package = template.revision, Path(template.package)
             process = await self._make(name, revision, template.package, maker)
-            resident.host = await self._host(name, revision, package, process, template.origin)
         except (OSError, InstaInferError) as error:
             maker.link.close()
             self.end(name, f"its template cannot be forked: {error}", "instance_crashed", None)
             return
-        resident.host.born(asked=time.monotonic())
-        resident.host.details = template.details
-        resident.process, resident.maker = process, maker
+        if self.residents.get(name) is not resident or name in self._reasons:  # it was ended meanwhile
+            maker.link.close()
+            process.spawned.close()
+            self.container.kill(process.name)
+            await process.ended()
+            await self._bury(process)
+            return
+        host = self._host(name, revision, package, process, template.origin)
+        host.details = template.details
+        host.born(asked=time.monotonic())
+        resident.host, resident.process, resident.maker = host, process, maker
+        await self._connect(host, process)
         template.close()
         self._watch(name, process)
         if resident.frozen:  # meanwhile: a run has interrupted the load

@@ -135,7 +135,8 @@ class Maker:
                 cwd=cwd,
                 uid=uid,
                 gid=uid,
-                limits=LIMITS,
+                # what may be written to at all is memory, or (in a measurement) a directory for what it keeps
+                limits=LIMITS if uid is None else {**LIMITS, "fsize": limit},
                 attach=attach,
                 doors=into.doors(name, limit=limit, outside=outside),
                 packets=packets,

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1 << 22
 LATELY_S = 60.0
+OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a tenant's: it may be a FIFO
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,8 +78,8 @@ class Snapshots:
         return {"path": str(path), "key": marker.key, "size": marker.size, "inode": marker.inode}
 
     def resident(self, revision: Revision) -> None:
-        """See that its pages are in memory, and charged to the agent: on cgroup v1 whoever touches a page first pays
-        for it. Blocks; does little where that was done lately."""
+        """See that its pages are in memory, and charged to the agent: on cgroup v1 whoever touches a page first
+        pays for it. Blocks; does little where that was done lately."""
         path = self._path(revision)
         now = time.monotonic()
         if now - self._seen.get(path, -LATELY_S) >= LATELY_S:
@@ -97,7 +98,7 @@ class Snapshots:
         shutil.rmtree(place, ignore_errors=True)
         for directory, _, files in os.walk(written, topdown=False):
             for name in files:
-                descriptor = os.open(Path(directory, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                descriptor = os.open(Path(directory, name), OPEN)
                 try:
                     self._own(descriptor, name, gid)
                 finally:
@@ -115,9 +116,12 @@ class Snapshots:
     def take(self, written: Path, revision: Revision, gid: int | None) -> int:
         """Take a file over that nobody has open any more: hash it, close it to changes, put it in its place.
         Returns its size. Blocks. Raises OSError."""
-        descriptor = os.open(written, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(written, OPEN)
         with os.fdopen(descriptor, "rb") as file:
             self._own(descriptor, written.name, gid)
+            size = os.fstat(descriptor).st_size
+            if size > revision.memory:  # a sparse file costs who made it nothing
+                raise OSError(f"its {size >> 20} MB would not fit into the function's memory")
             digest = hashlib.sha256()
             while chunk := file.read(CHUNK):
                 digest.update(chunk)

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from instainfer.agent.base import Revision
-from instainfer.agent.container import environment
+from instainfer.agent.container import environment, how
 from instainfer.agent.instance import Output
 from instainfer.agent.link import ManagerLink
 from instainfer.agent.room import BOOT, FIRST_UID, Maker, Process, Room
@@ -56,6 +56,7 @@ class Zygote:
         self._process: Process | None = None
         self._output: Output | None = None
         self._maker: Maker | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why it is gone
         self.closed = asyncio.Event()  # and its room too
@@ -88,6 +89,7 @@ class Zygote:
                 packets=True,
                 caps=apart,
             )
+            self._watching = asyncio.get_running_loop().create_task(self._watch(process))
             self._output = Output(process.spawned.stdout_fd, process.spawned.stderr_fd, first.log_bytes)
             process.spawned.sock.send(json.dumps({"modules": modules, "apart": apart}).encode())
             link = ManagerLink(process.spawned.sock, on_lost=lambda reason: self._over(self._why(reason)))
@@ -107,6 +109,11 @@ class Zygote:
             return "it went over its memory limit"
         printed = "".join(text for _, text in self._output.take())[-500:] if self._output is not None else ""
         return f"{reason}; it printed: {printed}" if printed else reason
+
+    async def _watch(self, process: Process) -> None:
+        """Its control socket does not tell: a child that a library left behind may have it open."""
+        exit = await process.ended()
+        self._over(self._why(f"it {how(exit)}"))
 
     def bytes(self) -> int:
         """Takes milliseconds; may be called from a thread."""

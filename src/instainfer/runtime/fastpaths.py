@@ -63,8 +63,8 @@ class FastPaths:
         return function
 
     def loaded(self) -> None:
-        """Finish what was intercepted; then write the snapshot, where one is wanted: before the first call, so that
-        it holds what `load` made."""
+        """Finish what was intercepted; then write the snapshot, where one is wanted: before the first call, so
+        that it holds what `load` made."""
         if self._interception is not None:
             self._interception.loaded()
         if self._watch is None:
@@ -132,8 +132,8 @@ class FastPaths:
         return function  # type: ignore[no-any-return]
 
     def _module_around(self, name: str, restore: Callable[[], dict]) -> Any:
-        """The entry's module, run without the statements that make its model. It is there before the model is: what
-        it defines, the model may be an instance of."""
+        """The entry's module, run without the statements that make its model. It is there before the model is:
+        what it defines, the model may be an instance of."""
         from . import declared
 
         parent = name.rpartition(".")[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _signal import getsignal  # type: ignore[import-not-found] # typeshed knows `signal` only
+from _signal import getsignal, signal  # type: ignore[import-not-found] # typeshed knows `signal` only
 
 from . import manager
 
@@ -59,7 +59,7 @@ class Forker(manager.Manager):
         os.environ.update(env)
         for number, handler in self._handlers.items():  # Python ignores SIGPIPE, and a library may have set some
             if handler is not None:
-                manager.signal(number, handler)
+                signal(number, handler)
         reseed()
 
     def end(self) -> None:

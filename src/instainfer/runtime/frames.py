@@ -23,8 +23,9 @@ CALL = 3  # meta: {"type": content type, "activation": id}, body: the payload
 STOP = 4  # end in good order
 
 # instance -> platform
-READY = 10  # meta: {"level", "import_s", "load_s", "aside_s" (writing a snapshot), "warmup_s", "first_s", "modules",
-#             "tasks", "answer", "digest", "snapshot": {"written" | "restored" | "refused"}, "unforkable", "intercepted"}
+READY = 10  # meta: {"level", "import_s", "load_s", "aside_s" (writing a snapshot), "warmup_s", "first_s",
+#             "modules", "tasks", "answer", "digest", "snapshot": {"written" | "restored" | "refused"},
+#             "unforkable", "intercepted"}
 FAILED = 11  # meta: {"phase", "error", "trace"}; the process exits after it
 RESULT = 12  # meta: {"type": content type, "s": seconds of inference}, body: the answer
 ERROR = 13  # meta: {"phase", "error", "trace", "s", "bad_input": bool}; the instance lives on

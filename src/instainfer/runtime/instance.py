@@ -113,7 +113,7 @@ def _forget_shadowed(package: str, bare: frozenset) -> None:
 
 def _importable(package: str) -> set:
     """Names of the modules in a directory. A model's file or folder may well have the name of a library."""
-    from _imp import extension_suffixes  # type: ignore[import-not-found] # typeshed knows `imp` only
+    from _imp import extension_suffixes
 
     suffixes = (".py", *extension_suffixes())
     names = set()
