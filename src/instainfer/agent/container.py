@@ -206,7 +206,7 @@ class ContainerHost:
         template = self._node.template(revision) if level >= Level.LOADED else None
         if template is not None:
             try:
-                await self.clone(name, revision, package, template, asked=asked)
+                await self.clone(name, revision, package, template, asked=asked, warm=not waiting)
             except (OSError, InstaInferError) as error:
                 log.info("%s is loaded anew, its template fails: %s", revision.id, error)
             else:
@@ -265,9 +265,9 @@ class ContainerHost:
         return host
 
     async def clone(
-        self, name: str, revision: Revision, package: Path, template: Maker, *, asked: float
+        self, name: str, revision: Revision, package: Path, template: Maker, *, asked: float, warm: bool = False
     ) -> InstanceHost:
-        process = await self._make(name, revision, str(package), template)
+        process = await self._make(name, revision, str(package), template, warm=warm)
         host = self._host(name, revision, package, process, Origin.CLONED)
         self.residents[name] = Resident(host, process)
         host.born(asked=asked)
@@ -276,7 +276,14 @@ class ContainerHost:
         return host
 
     async def _make(
-        self, name: str, revision: Revision, package: str, maker: Maker, *, control: bool = False
+        self,
+        name: str,
+        revision: Revision,
+        package: str,
+        maker: Maker,
+        *,
+        control: bool = False,
+        warm: bool = False,
     ) -> Process:
         # a template has its uid, and may not take another
         uid = FIRST_UID + revision.number if self._apart and not maker.settled else None
@@ -289,6 +296,7 @@ class ContainerHost:
             uid=uid,
             limit=revision.memory,
             control=control,
+            warm=warm,
         )
 
     def _host(
@@ -329,7 +337,8 @@ class ContainerHost:
             return
         if resident.ready is not None:  # what the two took together
             first = resident.ready
-            report = msgspec.structs.replace(first, start_s=first.start_s + report.start_s)
+            warmup_s = first.warmup_s + report.warmup_s
+            report = msgspec.structs.replace(first, start_s=first.start_s + report.start_s, warmup_s=warmup_s)
         self._sink(report)
 
     async def _first_clone(self, name: str, resident: Resident) -> None:
@@ -338,7 +347,7 @@ class ContainerHost:
         maker = Maker(resident.process.maker.room, ManagerLink(control), settled=True)
         try:
             revision, package = template.revision, Path(template.package)
-            process = await self._make(name, revision, template.package, maker)
+            process = await self._make(name, revision, template.package, maker, warm=template.warming)
         except (OSError, InstaInferError) as error:
             maker.link.close()
             self.end(name, f"its template cannot be forked: {error}", "instance_crashed", None)

@@ -112,10 +112,12 @@ class ManagerLink:
         packets: bool = False,
         control: bool = False,
         caps: bool = False,
+        warm: bool = False,
     ) -> Spawned:
         """Start a process. `attach` gets its host pid while it waits and may refuse by raising: then it is
         killed and never runs. Closes the doors. `packets`: its socket keeps datagrams apart; `control`: it gets
-        a second one, which does; `caps`: it may become other uids of its container. Raises Unavailable when the
+        a second one, which does; `caps`: it may become other uids of its container; `warm`: a
+        clone makes a warm-up call. Raises Unavailable when the
         manager refuses or is lost, InstanceCrashed when the process dies before its go."""
         if self.lost is not None or instance in self._spawning:
             _close(doors)
@@ -135,6 +137,7 @@ class ManagerLink:
             "packets": packets,
             "control": control,
             "caps": caps,
+            "warm": warm,
         }
         self._post(message, list(doors))
         spawned: Spawned | None = None

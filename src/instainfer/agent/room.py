@@ -115,6 +115,7 @@ class Maker:
         packets: bool = False,
         control: bool = False,
         caps: bool = False,
+        warm: bool = False,
     ) -> Process:
         """A process in this room, under a control group of its own in the container `into` before it executes
         anything. Raises OSError, Unavailable, InstanceCrashed."""
@@ -142,6 +143,7 @@ class Maker:
                 packets=packets,
                 control=control,
                 caps=caps,
+                warm=warm,
             )
         except BaseException:
             with suppress(OSError, TimeoutError):

@@ -274,13 +274,16 @@ class Session:
         # Only now: libraries import more of themselves in their first call, and those are to be recorded.
         self._imports.stop()
         self._ready = True
-        if self._spec.get("template"):
-            self._be_template()
+        if self._spec.get("template") and self._be_template():
+            self._ready = False  # the first touch of each page is a fault once more
+            self._began = self.clock()
+            return WARMUP, *self._sample()
         self._say_ready(LOADED, **self._times)
         return None
 
-    def _be_template(self) -> None:
-        """Say that it is ready, then fork further instances until told to end. Returns in each of those only."""
+    def _be_template(self) -> bool:
+        """Say that it is ready, then fork further instances until told to end. Returns in each of those only:
+        whether it is to make the call with the sample, as nobody waits for it."""
         reason = self._fast.unforkable()
         if reason:
             self._fail({"phase": "template", "error": reason, "trace": ""})
@@ -288,11 +291,12 @@ class Session:
         gc.freeze()  # a collection in a clone would else touch, and so copy, all of the model's objects
         try:
             forker.Forker(socket(AF_UNIX, SOCK_SEQPACKET, 0, fileno=out_of_the_way(CONTROL)), {}).serve()
-        except manager.Born:
+        except manager.Born as born:
             _own_scratch()
             self._channel = Channel(3)
+            self._spec["template"] = False
             self._times = {}
-            return
+            return bool(born.message.get("warm") and self._spec.get("sample"))
         os._exit(0)
 
     def _sample(self) -> tuple[str, bytes]:

@@ -2,7 +2,8 @@
 
 Started as `python -I -S manager.py FD`; FD is its end of a SEQPACKET socketpair that carries JSON datagrams:
 
-    {"op": "spawn", "instance", "argv", "env", "cwd", "uid", "gid", "limits", "packets", "control", "caps"} + doors
+    {"op": "spawn", "instance", "argv", "env", "cwd", "uid", "gid", "limits", "packets", "control", "caps", "warm"}
+            + doors
         -> {"event": "spawned", "instance", "pid"} + [its socket, stdout, stderr (, control)]
          | {"event": "refused", "error"}
     {"op": "kill", "instance"}     SIGKILL to its process group
@@ -15,7 +16,7 @@ A spawned child moves itself through its doors (files that take "0" to mean the 
 its descriptor 3 and waits for "G": the reader has learned its pid as the host numbers it (SCM_CREDENTIALS, which
 the kernel translates) and has taken it in custody before any code of a tenant runs. Its socket is a stream, or
 (`packets`) one like this; with `control` it has one like this besides, as descriptor 4; with `caps` it keeps the
-right to become other uids of the container.
+right to become other uids of the container; `warm` is a clone's to know.
 
 A process that does not start others but forks itself (a library zygote, a template) speaks the same protocol on
 such a socket: `Forker`.
