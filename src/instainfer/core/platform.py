@@ -11,7 +11,7 @@ from instainfer.core import containers, dispatch, residency, supply, zygotes
 from instainfer.core import events as ev
 from instainfer.core.actions import Answer, AnyAction, Reject, SetTimer, Why
 from instainfer.core.prices import price
-from instainfer.core.state import Container, FunctionState, Instance, Request, State, backoff_s
+from instainfer.core.state import TICK_S, Container, FunctionState, Instance, Request, State, backoff_s
 from instainfer.model import Level, Origin
 
 REFRESH_S = 1.0  # warm traffic alone asks for a placement pass at most this often
@@ -46,6 +46,8 @@ def request_arrived(state: State, event: ev.RequestArrived) -> None:
         state.out.append(Reject(request=event.request, code="not_found", reason=reason))
         return
     state.forecast.observe(event.function, state.now)
+    if state.prewarms is not None:
+        state.prewarms.arrived(event.function, state.now)
     function.parked = False
     request = Request(event.request, function, state.now)
     state.requests[event.request] = request
@@ -85,8 +87,9 @@ def invocation_finished(state: State, event: ev.InvocationFinished) -> None:
     dispatch.finished(state, request, event.inference_s)
     if container.active is None or not container.active.running:
         supply.rest(state, container)
-        if state.now - state.passed_at > REFRESH_S:
-            state.ask_for_pass()
+        supply.prewarm(state)
+        # what ran has opened its container and moved its forecast: both are looked at, if not at once
+        state.ask_for_pass(max(state.now + TICK_S, state.passed_at + REFRESH_S))
 
 
 # ---- containers and instances --------------------------------------------------------------------------------
@@ -334,6 +337,8 @@ def function_deleted(state: State, event: ev.FunctionDeleted) -> None:
     function.deleted = True
     function.pinned = False
     state.forecast.forget(event.function)
+    if state.prewarms is not None:
+        state.prewarms.forget(event.function)
     zygotes.strike(state, function)
     dispatch.reject_queue(state, function, "not_found", f"{event.function} was deleted")
     state.starved.pop(event.function, None)
@@ -352,6 +357,9 @@ def timer_fired(state: State, event: ev.TimerFired) -> None:
         if state.pass_at is not None and state.now >= state.pass_at:
             state.pass_at = None
             residency.place(state)
+    elif kind == "prewarm":
+        state.prewarm_at = None
+        supply.prewarm(state)
     elif kind == "expire":
         container = state.containers.get(name)
         if container is not None:
@@ -367,8 +375,13 @@ def timer_fired(state: State, event: ev.TimerFired) -> None:
 def expire(state: State, container: Container) -> None:
     if not container.quiet:
         return  # its next rest looks again
-    expires = state.keep_alive.expires_at(state.view(container, residents=False))
+    view = state.view(container, residents=False)
+    expires = state.keep_alive.expires_at(view)
     if expires is not None and expires <= state.now:
+        if state.lends is not None and not container.doomed and state.lends.strips(view, state.now):
+            containers.strip(state, container, Why(rule="the keep-alive policy empties it, for others to use"))
+            supply.rest(state, container)
+            return
         containers.destroy(state, container, Why(rule="the keep-alive policy's time is over"))
     else:
         supply.rest(state, container)

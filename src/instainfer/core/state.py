@@ -17,8 +17,10 @@ from instainfer.policies.base import (
     ContainerView,
     FunctionView,
     KeepAlive,
+    Lends,
     LibraryPolicy,
     PreloadPolicy,
+    Prewarms,
     ResidentView,
     Snapshot,
 )
@@ -228,6 +230,8 @@ class State:
     ) -> None:
         self.forecast = forecast
         self.keep_alive = keep_alive
+        self.lends = keep_alive if isinstance(keep_alive, Lends) else None
+        self.prewarms = keep_alive if isinstance(keep_alive, Prewarms) else None
         self.policy = policy
         self.library_policy: LibraryPolicy = library_policy or MostSaved()
         self.queue_limit = queue_limit
@@ -244,6 +248,7 @@ class State:
         self.starved: dict[str, FunctionState] = {}  # wait for memory, in order
         self.pass_at: float | None = None
         self.passed_at = float("-inf")
+        self.prewarm_at: float | None = None
         self.out: list[AnyAction] = []
         self.now = 0.0
         self._counter = 0
@@ -340,6 +345,7 @@ class State:
                     ready=function.best_level(),
                     blocked=function.parked
                     or function.blocked_until > self.now
+                    or bool(function.creating)  # it will be loaded there
                     or (libraries is not None and libraries.importing(self.now - PATIENCE_S)),
                 )
             )

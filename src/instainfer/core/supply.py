@@ -71,7 +71,9 @@ def stuck(state: State, instance: Instance) -> bool:
 
 def start(state: State, function: FunctionState) -> None:
     """One more instance, or memory for one: until it is there the function waits in `starved`."""
-    if begin(state, function):
+    if state.keep_alive.conduct.in_line and next(iter(state.starved.values()), function) is not function:
+        state.starved.setdefault(function.spec.name, function)  # not its turn
+    elif begin(state, function):
         state.starved.pop(function.spec.name, None)
     else:
         state.starved.setdefault(function.spec.name, function)
@@ -89,7 +91,7 @@ def begin(state: State, function: FunctionState) -> bool:
             rule = f"{why}: its libraries are ready, load its model"
             containers.lift(state, instance, ahead=False, why=Why(rule=rule))
             return True
-    if into_own(state, function, request, why):
+    if into_own(state, function, request, why) or (state.lends and into_lent(state, function, request, why)):
         return True
     need, largest = function.spec.memory, state.ledger.largest
     if need > largest:
@@ -115,32 +117,63 @@ def into_own(state: State, function: FunctionState, request: int | None, why: st
     for container in state.containers.values():
         if container.owner != function.spec.name or not container.open or container.of(function):
             continue
-        if not set(function.spec.mounts) <= set(container.mounts):
-            continue
-        missing = function.next_price(container.node).loaded_bytes - container.free
-        if missing <= 0:
+        if set(function.spec.mounts) <= set(container.mounts):
             rule = f"{why}: into its own container"
-            load = containers.load(state, function, container, Level.LOADED, ahead=False, why=Why(rule=rule))
-            load.for_request = request
-            return True
-        guests = [guest for guest in containers.by_value(state, container) if guest.evictable]
-        leaving = sum(guest.bytes for guest in container.instances.values() if guest.state == "ending")
-        if sum(guest.bytes for guest in guests) + leaving < missing:
-            continue
-        container.reserved = function
-        missing -= leaving
-        for guest in guests:
-            if missing <= 0:
-                break
-            containers.offload(state, guest, Why(rule="the container's owner needs the room"))
-            missing -= guest.bytes
-        return True
+            if into(state, function, container, request, rule, "the container's owner needs the room"):
+                return True
     return False
+
+
+def into_lent(state: State, function: FunctionState, request: int | None, why: str) -> bool:
+    """The same with one that the keep-alive policy lets it take over from another function of its tenant."""
+    offered = [
+        container
+        for container in state.containers.values()
+        if container.namespace == function.spec.zone
+        and container.owner != function.spec.name
+        and container.open
+        and container.quiet
+        and not container.of(function)
+        and state.guests[container.node]
+        and not state.pinned(container)
+        and set(function.spec.mounts) <= set(container.mounts)
+        and function.next_price(container.node).loaded_bytes <= container.limit
+    ]
+    views = [state.view(container, residents=False) for container in offered]
+    chosen = state.lends.lend(function.spec.name, views, state.now) if state.lends and views else None
+    if chosen is None:
+        return False
+    rule = f"{why}: into a container that was lent"
+    return into(state, function, state.containers[chosen], request, rule, "the container was lent")
+
+
+def into(
+    state: State, function: FunctionState, container: Container, request: int | None, rule: str, cleared: str
+) -> bool:
+    """Load into this open container, at once or when enough of its guests have made room; False if they cannot."""
+    missing = function.next_price(container.node).loaded_bytes - container.free
+    if missing <= 0:
+        load = containers.load(state, function, container, Level.LOADED, ahead=False, why=Why(rule=rule))
+        load.for_request = request
+        return True
+    guests = [guest for guest in containers.by_value(state, container) if guest.evictable]
+    leaving = sum(guest.bytes for guest in container.instances.values() if guest.state == "ending")
+    if sum(guest.bytes for guest in guests) + leaving < missing:
+        return False
+    container.reserved = function
+    missing -= leaving
+    for guest in guests:
+        if missing <= 0:
+            break
+        containers.offload(state, guest, Why(rule=cleared))
+        missing -= guest.bytes
+    return True
 
 
 def make_room(state: State, function: FunctionState) -> None:
     """Destroy what the keep-alive policy names so that the function's container fits on some node; where that
     is not enough on any, zygotes end too, the least valuable first: they are never in the way of a request."""
+    conduct = state.keep_alive.conduct
     for zygotes_too in (False, True) if state.zygotes else (False,):
         for node in state.ledger.nodes:
             there = [container for container in state.containers.values() if container.node == node]
@@ -155,7 +188,12 @@ def make_room(state: State, function: FunctionState) -> None:
             views = [state.view(container) for container in alive]
             for ending in zygotes.offers(state, node) if zygotes_too else [[]]:
                 rest = short - sum(zygote.bytes for zygote in ending)
-                victims = state.keep_alive.victims(quiet, rest, state.now, alive=views) if rest > 0 else []
+                victims: list[str] = []
+                if conduct.whole and rest > 0:
+                    whole = rest + state.ledger.free(node)
+                    victims = state.keep_alive.victims(quiet, whole, state.now, alive=views)
+                if rest > 0 and not victims:
+                    victims = state.keep_alive.victims(quiet, rest, state.now, alive=views)
                 if rest <= 0 or victims:
                     why = Why(
                         rule=f"its memory is needed for a container of {function.spec.name}",
@@ -165,6 +203,35 @@ def make_room(state: State, function: FunctionState) -> None:
                         containers.destroy(state, state.containers[victim], why)
                     zygotes.give_way(state, ending, why)
                     return
+    if conduct.drops and not has_supply(state, function):
+        state.starved.pop(function.spec.name, None)
+        reason = f"no eviction makes room for its container of {function.spec.memory >> 20} MB"
+        dispatch.reject_queue(state, function, "overloaded", reason)
+
+
+def prewarm(state: State) -> None:
+    """Create the containers that the keep-alive policy wants ahead of requests, in free memory only."""
+    if state.prewarms is None:
+        return
+    due, next_at = state.prewarms.prewarm(state.now)
+    for name in due:
+        function = state.functions.get(name)
+        if function is None or function.deleted or function.creating or has_idle(state, function):
+            continue
+        node = node_for(state, function)
+        if node is not None:
+            containers.create(state, function, node, Why(rule="the keep-alive policy expects a request"))
+    if next_at is not None and next_at != state.prewarm_at:
+        state.prewarm_at = next_at
+        state.out.append(SetTimer(timer="prewarm", at=max(next_at, state.now)))
+
+
+def has_idle(state: State, function: FunctionState) -> bool:
+    """Is there an idle container of its own, as far as the keep-alive policy is concerned?"""
+    return any(
+        container.owner == function.spec.name and container.quiet and not container.doomed
+        for container in state.containers.values()
+    )
 
 
 def forget(state: State, instance: Instance) -> None:

@@ -8,7 +8,7 @@ answers, independent of hash seeds (sort before iterating over a set).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -37,6 +37,16 @@ class Predictor(Protocol):
 
     def last(self, function: str) -> float | None:
         """Time of the last arrival, or None."""
+        ...
+
+
+@runtime_checkable
+class Quantiles(Predictor, Protocol):
+    """A predictor that knows how the gap after an arrival is spread."""
+
+    def quantile(self, function: str, p: float) -> float:
+        """Seconds after the last arrival by when the next one has come with probability `p`; infinite where
+        that is not known."""
         ...
 
 
@@ -92,8 +102,18 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     guests: dict[str, bool]  # node -> may a container hold other functions than its owner?
 
 
+class Conduct(msgspec.Struct, frozen=True, kw_only=True):
+    """How those are served for whom memory is missing. The defaults are the core's own way."""
+
+    in_line: bool = False  # while one waits for memory, no function that came later gets any that is free
+    whole: bool = False  # make room for the whole container, whatever is free, where that much can go
+    drops: bool = False  # refuse at once what no eviction makes room for, and nothing there will serve
+
+
 class KeepAlive(Protocol):
     """The cold-start manager: alone decides how long a container lives."""
+
+    conduct: Conduct
 
     def used(self, container: ContainerView, now: float, *, cold_s: float) -> None:
         """An invocation finished in it; `cold_s` is what a cold start of its function costs beyond a warm one."""
@@ -110,6 +130,36 @@ class KeepAlive(Protocol):
     ) -> list[str]:
         """Idle containers (ids, in order) out of `containers` to destroy so that at least `need` bytes of
         limits come free; [] when they do not cover it. `alive`: all containers, the busy ones included."""
+        ...
+
+
+@runtime_checkable
+class Prewarms(Protocol):
+    """What a keep-alive policy has beside, if containers are also to be created ahead of requests."""
+
+    def arrived(self, function: str, now: float) -> None:
+        """A request came. Called for every one, in order of time; must be cheap (the request path)."""
+        ...
+
+    def forget(self, function: str) -> None: ...
+
+    def prewarm(self, now: float) -> tuple[list[str], float | None]:
+        """Functions that are to have a container from now on, each told once, and when to ask next. One that
+        has an idle container, or whose container does not fit into free memory, is passed over."""
+        ...
+
+
+@runtime_checkable
+class Lends(Protocol):
+    """What a keep-alive policy has beside, if containers are to pass from one function of a tenant to another."""
+
+    def strips(self, container: ContainerView, now: float) -> bool:
+        """Its time is over: is it to be emptied and kept, rather than destroyed? Its next end must be later."""
+        ...
+
+    def lend(self, function: str, offered: Sequence[ContainerView], now: float) -> str | None:
+        """Which of these idle containers of its tenant a request of `function` takes over, that would have to
+        have one created; None: none of them."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instainfer.policies.base import ContainerView
+from instainfer.policies.base import Conduct, ContainerView
 
 
 class Fixed:
@@ -13,11 +13,15 @@ class Fixed:
 
     Under memory pressure the idle containers used longest ago go until the need is covered. Pinned ones
     never go. Keeps no state.
+
+    `in_line`: who waits for memory is served in the order of coming, and the first one holds up the others,
+    as in OpenWhisk's invoker. What needs no memory still runs at once (there it waits too).
     """
 
-    def __init__(self, seconds: float = 600.0, grace_s: float = 0.0) -> None:
+    def __init__(self, seconds: float = 600.0, grace_s: float = 0.0, *, in_line: bool = False) -> None:
         self.seconds = seconds
         self.grace_s = grace_s
+        self.conduct = Conduct(in_line=in_line)
 
     def used(self, container: ContainerView, now: float, *, cold_s: float) -> None:
         """Nothing to learn: the view carries the last use."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from instainfer.policies.base import ContainerView
+from instainfer.policies.base import Conduct, ContainerView
 
 #: A namespace used this recently keeps one container if at all possible: pre-loading needs a container to
 #: load into and never creates one, so a tenant without any pays the whole cold start however well its next
@@ -39,6 +39,8 @@ class Pressure:
     cannot be covered without it. Nothing goes beyond the need: a victim that the later ones made superfluous
     is spared, where FaaSCache would let it go.
     """
+
+    conduct: Conduct = Conduct()
 
     def __init__(self) -> None:
         self._clock = 0.0

@@ -1,116 +1,151 @@
-"""The default predictor: a hazard estimated from each function's own gaps, shrunk to its long-run rate.
+"""The default predictor: a mixture of what the next gap may be, whose shares are learned from each function's
+own arrivals.
 
-How likely is an arrival in the next moments, given that the function has been idle for so long? Three
-answers are merged:
+How likely is an arrival in the next moments, given that the function has been idle for so long? Every expert says
+how long the next gap lasts; the answer is their mixture, and the idle time is what has already been seen of that
+gap: an expert that expected it to be over counts for as little as it had left.
 
-- the *long-run rate*, a Gamma-Poisson estimate that decays with time. Always defined, never sharp;
-- the *gap counts*: of the gaps that lasted as long as the present one has, which share ended soon after? The
-  idle time enters as censored exposure, by dropping all shorter gaps. Sharp, and noisy where counts are few;
-- the *timer*: when the last gaps agree, the next arrival is due one period after the last.
+- the *long-run* rate decays with time. Always defined, never sharp;
+- *bursts* and *spells* are rates of the last few and the last tens of gaps: how busy it is now;
+- the *pauses* are gaps that the others expected to be shorter: how soon a quiet function comes back;
+- the *counts* say how many of its gaps ended at which length: sharp, and noisy where they are few;
+- the *timer* expects the period in which the last gaps agree.
+
+With every gap each expert's share moves towards the probability that the gap was one of its (online
+expectation-maximisation), each having been asked before it learned of the gap. So a function chooses for itself
+how much to trust its counts over a rate: shrinkage by what it would have gained. Functions learn nothing from
+each other: shares that start at the average of all others' differed by less than 0.1 points of latency saved.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import accumulate
-from math import erf, exp, expm1, log1p, sqrt
+from math import exp, log1p
 
 from instainfer.policies.base import HORIZON_S
+from instainfer.policies.predict import periods
+from instainfer.policies.predict.counts import GapCounts
+from instainfer.policies.predict.periods import Period
+from instainfer.policies.predict.rates import Rate
 
+#: The long-run rate forgets over hours: deployments change with the working day.
+_LONG_RUN_S = 6 * 3600.0
+_BURST_KEEPS = 0.7  # of what is known, at each gap: about the last three count
+_SPELL_KEEPS = 0.97  # about the last thirty
+_PAUSE_KEEPS = 0.98  # about the last fifty that were pauses
+#: Counts start as so many gaps of the long-run rate: enough that no length is impossible.
+_COUNTS_PRIOR = 0.5
+#: A gap moves the shares by 1 / (5 + arrivals), so that equal shares count for five gaps, and by 3% in the long
+#: run: a function that has become another one is learned anew within some thirty gaps.
+_SHARE_PRIOR = 5.0
+_SHARE_STEP = 0.03
+#: What the long-run rate counts for beyond its share: no gap may be one that nobody expected.
+_FLOOR = 0.01
 
-def _edges() -> tuple[float, ...]:
-    edges = [0.0, 1.0]
-    while edges[-1] < 7 * 86400.0:
-        edges.append(edges[-1] * 1.12)  # a bin at one minute is 7 s wide, less than the look-ahead
-    return tuple(edges)
-
-
-#: Bins of gap lengths, seconds: below a second, then in steps of 12% up to a week; the last one is open.
-EDGES = _edges()
-_BINS = len(EDGES)
-
-#: One arrival multiplies the weight of all earlier gaps by this: about the last fifty count.
-_GAP_DECAY = 0.98
-_RENORMALISE = 1e9  # weights grow instead of all counts being decayed at each arrival; far from overflow
-
-#: The long-run rate forgets over hours: deployments change with the working day. On the Azure trace any
-#: value from 2 h to a day differs by less than 0.2 points of latency saved.
-_RATE_MEMORY_S = 6 * 3600.0
-#: Prior of the long-run rate: half an arrival in half an hour, so that one arrival suffices for a rate above
-#: zero and a pre-load into free memory. Insensitive: 10 min to 2 h differ by less than 0.4 points.
-_PRIOR_ARRIVALS = 0.5
-_PRIOR_S = 1800.0
-
-_TIMER_GAPS = 8
-_TIMER_SPREAD = 0.1  # a timer's gaps spread by less than this share of its period
-_TIMER_JITTER_S = 0.5  # added to the spread: schedulers fire late by fractions of a second
-_TIMER_SIGMAS = 5.0  # later than this it is a miss
-_TIMER_MISS = 0.6  # trust left after each due time missed
-_TIMER_MISSES = 3  # after that the timer is taken to have stopped
+#: Arrivals within this share of a window count as one: no decision could come between them, and a function under
+#: load costs next to nothing to observe.
+_TOGETHER = 0.1
 
 _ALMOST_SURE = 0.9999
-
-
-@dataclass(slots=True)
-class _Timer:
-    period: float
-    sigma: float
-    trust: float  # probability that the next gap is one period
+_IMPOSSIBLE = 1e-100
+_COUNTS, _TIMER, _EXPERTS = 4, 5, 6  # places among the experts
 
 
 @dataclass(slots=True)
 class _History:
     last: float
-    arrivals: float = 1.0  # decayed with _RATE_MEMORY_S, as is the time they came in
-    exposure: float = 0.0
-    weight: float = 1.0  # of the next gap
-    counts: list[float] = field(default_factory=lambda: [0.0] * _BINS)
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMER_GAPS))
-    # Derived, built by the first question after an arrival:
-    fresh: bool = False
-    tails: list[float] = field(default_factory=list)  # counts at or beyond each bin, from the last bin down
-    timer: _Timer | None = None
+    learned: float  # the last arrival that began a gap of its own
+    arrivals: int = 1
+    #: Prior: half an arrival in half an hour, so that one arrival suffices for a rate above zero.
+    long_run: Rate = field(default_factory=lambda: Rate(0.5, 1800.0, 1.5, 1800.0))
+    #: Whose gap is not known is taken to be an hour's.
+    pauses: Rate = field(default_factory=lambda: Rate(1.0, 3600.0, 1.0, 3600.0))
+    #: One arrival at once (a millisecond: equal times must not give an infinite rate), and a minute to forget.
+    bursts: Rate = field(default_factory=lambda: Rate(1.0, 1e-3, 1.0, 60.0))
+    spells: Rate = field(default_factory=lambda: Rate(1.0, 1e-3, 1.0, 60.0))
+    counts: GapCounts = field(default_factory=GapCounts)
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=periods.GAPS))
+    timer: Period | None = None
+    shares: list[float] = field(default_factory=lambda: [1.0 / _EXPERTS] * _EXPERTS)
+
+    def ends(self, idle: float, until: float) -> list[tuple[float, float, float]]:
+        """Of each expert: its share, and the probabilities that the next gap lasts longer than `idle`, and that it
+        ends between `idle` and `until`. The timer is the last, and missing where there is none."""
+        shares = self.shares
+        found: list[tuple[float, float, float]] = []
+        for share, rate in zip(shares, (self.long_run, self.pauses, self.bursts, self.spells), strict=False):
+            seconds, arrivals = rate.seconds, rate.arrivals
+            lasts = (seconds / (seconds + idle)) ** arrivals  # see Rate
+            found.append((share, lasts, lasts - (seconds / (seconds + until)) ** arrivals))
+        counts, (_, long_run, soon) = self.counts, found[0]
+        all_counted = counts.total + _COUNTS_PRIOR
+        beyond = counts.beyond(idle)
+        found.append(
+            (
+                shares[_COUNTS],
+                (beyond + _COUNTS_PRIOR * long_run) / all_counted,
+                (beyond - counts.beyond(until) + _COUNTS_PRIOR * soon) / all_counted,
+            )
+        )
+        timer = self.timer
+        if timer is not None:
+            lasts = timer.outlasts(idle)
+            found.append((shares[_TIMER], lasts, lasts - timer.outlasts(until)))
+        return found
+
+    def learn(self, gap: float, window_s: float) -> None:
+        """Shares first, from what was expected; then what each expert knows."""
+        # Decisions see no finer than a window, so gaps are told apart no finer.
+        begin = max(gap - window_s / 2.0, 0.0)
+        likely = [share * ends for share, _, ends in self.ends(begin, begin + window_s)]
+        total = sum(likely)
+        paused = 0.0
+        if total > _IMPOSSIBLE:
+            shares = self.shares
+            step = max(1.0 / (_SHARE_PRIOR + self.arrivals), _SHARE_STEP)
+            scale = step * sum(shares[: len(likely)]) / total  # who was not asked keeps its share
+            for expert, mine in enumerate(likely):
+                shares[expert] += scale * mine - step * shares[expert]
+            paused = likely[1] / total
+        self.long_run.add(gap, exp(-gap / _LONG_RUN_S))
+        if paused > 0.0:
+            self.pauses.add(gap, 1.0 - (1.0 - _PAUSE_KEEPS) * paused, paused)
+        self.bursts.add(gap, _BURST_KEEPS)
+        self.spells.add(gap, _SPELL_KEEPS)
+        self.counts.add(gap)
+        self.recent.append(gap)
+        self.timer = periods.find(self.recent)
+        self.arrivals += 1
 
 
 class Hazard:
     """See the module. `rate` is the expected number of arrivals in the next `window_s` over `window_s`: a
-    load takes seconds, so the worth of having the function must be seen that far ahead. `weight` is how many
-    gaps the long-run rate counts for: on the Azure trace of 433 functions 50 and 200 are within a point of
-    latency saved at every memory budget.
+    load takes seconds, so the worth of having the function must be seen that far ahead.
 
     For a function that arrives many times per window `rate` is a lower bound: a miss loads it, so only the
     first arrival of a window has anything to gain.
     """
 
-    def __init__(self, weight: float = 50.0, window_s: float = 10.0) -> None:
-        if weight <= 0.0 or window_s <= 0.0:
-            raise ValueError("weight and window_s must be above zero")
-        self.weight = weight
+    def __init__(self, window_s: float = 10.0) -> None:
+        if window_s <= 0.0:
+            raise ValueError("window_s must be above zero")
         self.window_s = window_s
         self._histories: dict[str, _History] = {}
 
     def observe(self, function: str, now: float) -> None:
         history = self._histories.get(function)
         if history is None:
-            self._histories[function] = _History(now)
+            self._histories[function] = _History(now, now)
             return
-        gap = now - history.last
-        if gap < 0.0:
-            gap = 0.0
-        history.last = now
-        keep = exp(-gap / _RATE_MEMORY_S)
-        history.arrivals = history.arrivals * keep + 1.0
-        history.exposure = history.exposure * keep + _RATE_MEMORY_S * (1.0 - keep)
-        history.counts[bisect_right(EDGES, gap) - 1] += history.weight
-        history.weight /= _GAP_DECAY
-        if history.weight > _RENORMALISE:
-            scale = 1.0 / history.weight
-            history.counts = [count * scale for count in history.counts]
-            history.weight = 1.0
-        history.recent.append(gap)
-        history.fresh = False
+        if now > history.last:
+            history.last = now
+        gap = history.last - history.learned
+        if gap < self.window_s * _TOGETHER:
+            history.long_run.arrivals += 1.0
+            return
+        history.learned = history.last
+        history.learn(gap, self.window_s)
 
     def forget(self, function: str) -> None:
         self._histories.pop(function, None)
@@ -124,80 +159,29 @@ class Hazard:
         if history is None:
             return 0.0
         idle = max(now - history.last, 0.0)
-        p = self._arrives(history, idle, self.window_s)
+        p = _arrives(history, idle, self.window_s)
         if p < _ALMOST_SURE:
             return -log1p(-p) / self.window_s
         # Too sure for the logarithm: a function that never rests, whose long-run rate tells how busy it is.
-        return max(-log1p(-_ALMOST_SURE) / self.window_s, _long_run(history, idle))
+        return max(-log1p(-_ALMOST_SURE) / self.window_s, history.long_run.after(idle))
 
     def probability(self, function: str, now: float, horizon_s: float = HORIZON_S) -> float:
         history = self._histories.get(function)
         if history is None or horizon_s <= 0.0:
             return 0.0
-        return self._arrives(history, max(now - history.last, 0.0), horizon_s)
-
-    def _arrives(self, history: _History, idle: float, within: float) -> float:
-        """Probability that a gap which has lasted `idle` ends in the next `within` seconds."""
-        if not history.fresh:
-            history.tails = list(accumulate(reversed(history.counts)))
-            history.timer = _timer(history.recent)
-            history.fresh = True
-        by_rate = -expm1(-_long_run(history, idle) * within)
-        timer = history.timer
-        if timer is not None:
-            return _timer_arrives(timer, idle, within, by_rate)
-        newest = history.weight * _GAP_DECAY  # weight of the newest gap: the unit that counts are stated in
-        lasted = _at_least(history, idle) / newest
-        ended = max(lasted - _at_least(history, idle + within) / newest, 0.0)
-        return min((ended + self.weight * by_rate) / (lasted + self.weight), 1.0)
+        return _arrives(history, max(now - history.last, 0.0), horizon_s)
 
 
-def _long_run(history: _History, idle: float) -> float:
-    keep = exp(-idle / _RATE_MEMORY_S)
-    exposure = history.exposure * keep + _RATE_MEMORY_S * (1.0 - keep)
-    return (history.arrivals * keep + _PRIOR_ARRIVALS) / (exposure + _PRIOR_S)
-
-
-def _at_least(history: _History, gap: float) -> float:
-    """Weight of the gaps that lasted `gap` or longer, taken as even inside a bin."""
-    index = bisect_right(EDGES, gap) - 1
-    if index >= _BINS - 1:
-        return 0.0
-    low = EDGES[index]
-    inside = history.counts[index] * (gap - low) / (EDGES[index + 1] - low)
-    return history.tails[_BINS - 1 - index] - inside
-
-
-def _median(ordered: list[float]) -> float:
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2.0
-
-
-def _timer(gaps: deque[float]) -> _Timer | None:
-    """Median and MAD of the last gaps: three wrong ones in eight do not hide a period."""
-    if len(gaps) < 3:
-        return None
-    period = _median(sorted(gaps))
-    off = sorted(abs(gap - period) for gap in gaps)
-    sigma = 1.4826 * _median(off) + _TIMER_JITTER_S  # 1.4826: MAD of a normal distribution to its sigma
-    if sigma >= _TIMER_SPREAD * period:
-        return None
-    hits = bisect_right(off, _TIMER_SIGMAS * sigma)
-    return _Timer(period, sigma, (hits + 1.0) / (len(gaps) + 2.0))  # Laplace: never quite sure
-
-
-def _timer_arrives(timer: _Timer, idle: float, within: float, by_rate: float) -> float:
-    """A mixture: the gap is one period, normally spread, with probability `trust`, else of any length.
-
-    A due time that passed is a miss: the next multiple of the period is awaited, with less trust.
-    """
-    late = _TIMER_SIGMAS * timer.sigma
-    misses = int((idle - late) / timer.period) if idle > late else 0
-    if misses > _TIMER_MISSES:
-        return by_rate
-    trust = timer.trust * _TIMER_MISS**misses
-    away = idle - (misses + 1) * timer.period
-    spread = timer.sigma * sqrt(2.0)
-    before = 0.5 * (1.0 + erf(away / spread))
-    after = 0.5 * (1.0 + erf((away + within) / spread))
-    ends = trust * (after - before) + (1.0 - trust) * by_rate
-    return min(ends / (trust * (1.0 - before) + 1.0 - trust), 1.0)
+def _arrives(history: _History, idle: float, within: float) -> float:
+    """Probability that a gap which has lasted `idle` ends in the next `within` seconds."""
+    experts = history.ends(idle, idle + within)
+    _, lasted, ended = experts[0]
+    lasted *= _FLOOR
+    ended *= _FLOOR
+    for share, lasts, ends in experts:
+        lasted += share * lasts
+        ended += share * ends
+    if lasted <= _IMPOSSIBLE:  # longer than anyone expected: all that is left is the long-run rate
+        waited = history.long_run.seconds + idle
+        return float(1.0 - (waited / (waited + within)) ** history.long_run.arrivals)
+    return min(max(ended / lasted, 0.0), 1.0)

@@ -1,0 +1,49 @@
+"""Gaps counted by their length."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+
+def _edges() -> tuple[float, ...]:
+    edges = [0.0, 1.0]
+    while edges[-1] < 7 * 86400.0:
+        edges.append(edges[-1] * 1.12)  # a bin at one minute is 7 s wide, less than a look-ahead
+    return tuple(edges)
+
+
+#: Bins of gap lengths, seconds: below a second, then in steps of 12% up to a week; the last one is open.
+EDGES = _edges()
+_LAST = len(EDGES) - 1
+
+_DECAY = 0.98  # of all earlier gaps at each new one: about the last fifty count
+_RENORMALISE = 1e9  # weights grow instead of all counts being decayed at each arrival; far from overflow
+
+
+class GapCounts:
+    """How many of the last gaps were how long, in units of the newest one."""
+
+    __slots__ = ("_counts", "_weight", "total")
+
+    def __init__(self) -> None:
+        self._counts = [0.0] * (_LAST + 1)
+        self._weight = 1.0  # of the newest gap
+        self.total = 0.0
+
+    def add(self, gap: float) -> None:
+        self.total = self.total * _DECAY + 1.0
+        self._weight /= _DECAY
+        if self._weight > _RENORMALISE:
+            scale = 1.0 / self._weight
+            self._counts = [count * scale for count in self._counts]
+            self._weight = 1.0
+        self._counts[bisect_right(EDGES, gap) - 1] += self._weight
+
+    def beyond(self, gap: float) -> float:
+        """How many lasted longer than `gap`, taken as even inside a bin."""
+        index = bisect_right(EDGES, gap)
+        if index > _LAST:
+            return 0.0
+        end, counts = EDGES[index], self._counts
+        inside = counts[index - 1] * (end - gap) / (end - EDGES[index - 1])
+        return (inside + sum(counts[index:])) / self._weight
