@@ -1,5 +1,5 @@
-"""Benchmarks: what the platform adds to a call, and what each kind of start costs, against the plain way of doing
-the same, side by side in one run.
+"""Benchmarks: what the platform adds to a call, what each kind of start costs and what loading does, against the
+plain way of doing the same, side by side in one run.
 
 Every benchmark starts a server of its own with a private data directory on a free port and leaves nothing
 behind. How long it takes is set by the environment, see `plan`.
@@ -7,31 +7,60 @@ behind. How long it takes is set by the environment, see `plan`.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from instainfer.errors import BadInput
 
-NAMES = ("overhead", "starts")
+NAMES = ("overhead", "starts", "load")
 
 
-def run(name: str, json_path: Path | None = None, *, examples: Path | None = None) -> None:
+def run(
+    name: str,
+    json_path: Path | None = None,
+    *,
+    examples: Path | None = None,
+    models: Sequence[str] | None = None,
+    quick: bool = False,
+    rounds: int | None = None,
+    picture: Path | None = None,
+) -> None:
     """Measure, print the table, and write {"version": 1, "command", "machine", "rows"} to `json_path` where one
     is given ("-" is stdout; the table then goes to stderr). `examples`: the folder of the example functions,
-    by default the checkout's.
+    by default the checkout's. Of `load`: `models`, all for None, or only the small ones (`quick`); `rounds`,
+    INSTAINFER_BENCH_ROUNDS for None, else 5; `picture`, where an SVG goes.
 
     Raises BadInput for a name that is none of NAMES or settings that cannot be meant, and what the server or
     a function raised.
     """
-    from instainfer.bench import overhead, starts
-    from instainfer.bench.plan import Plan
+    from instainfer.bench import load, load_picture, overhead, starts
+    from instainfer.bench.models import choose
+    from instainfer.bench.plan import PREFIX, Plan
     from instainfer.bench.report import Report
 
     if name not in NAMES:
         raise BadInput(f"there is no benchmark {name!r}", hint=f"the benchmarks are {', '.join(NAMES)}")
     plan = Plan.of()
+    chosen = choose(models, quick=quick) if name == "load" else []
+    if picture is not None:
+        _writable(picture)
     with Report(f"bench {name}", json_path) as report:
         if name == "overhead":
             overhead.measure(plan, report)
-        else:
+        elif name == "starts":
             starts.measure(plan, report, starts.find_examples(examples))
+        else:
+            given = plan.rounds if f"{PREFIX}ROUNDS" in os.environ else load.ROUNDS
+            load.measure(chosen, rounds or given, report)
+            if picture is not None:
+                picture.write_text(load_picture.draw(report.rows), encoding="utf-8")
         report.finish()
+
+
+def _writable(picture: Path) -> None:
+    """Found out now, not after an hour of measuring. Raises BadInput."""
+    if not os.access(picture.absolute().parent, os.W_OK):
+        raise BadInput(
+            f"{picture} cannot be written", hint="give --picture a file in a folder that you may write to"
+        )

@@ -18,6 +18,7 @@ Result = Annotated[
 class Benchmark(StrEnum):
     OVERHEAD = "overhead"
     STARTS = "starts"
+    LOAD = "load"
 
 
 @command("demo", example="instainfer demo --json demo.json")
@@ -39,10 +40,21 @@ def demo(
 @command("bench", example="instainfer bench overhead --json overhead.json")
 def bench(
     session: Session,
-    name: Annotated[Benchmark, typer.Argument(help="What the platform adds to a call; or what each start costs.")],
+    name: Annotated[
+        Benchmark,
+        typer.Argument(help="What the platform adds to a call; what each start costs; what loading does."),
+    ],
     json: Result = None,
     examples: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For starts: the example functions [the checkout's].")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(metavar="A,B", help="For load: only these models, by their names in its table.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="For load: only three small models.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="For load: how often each start is taken [5].")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For load: draw the result as an SVG.")
     ] = None,
 ) -> None:
     """Measure the platform on this machine.
@@ -51,4 +63,5 @@ def bench(
     """
     from instainfer import bench as benches
 
-    benches.run(name.value, json, examples=examples)
+    named = None if models is None else [part for part in models.split(",") if part]
+    benches.run(name.value, json, examples=examples, models=named, quick=quick, rounds=rounds, picture=picture)
