@@ -63,8 +63,15 @@ for line in iter(sys.stdin.readline, ""):
 """
 
 
+#: Processes that were there before the scenario: another module's server, say.
+_others: set[int] = set()
+
+
 def player(kind: str, path: Path) -> Play:
     def run(scenario: Scenario) -> None:
+        _others.clear()
+        _others.update(one.pid for one in psutil.Process().children(recursive=True))
+
         async def main() -> None:
             async with world("local", kind, path) as made:
                 await scenario(made)
@@ -181,7 +188,7 @@ async def measured(w: World, of: Revision, token: int = 1) -> Profile:
 def runtimes(role: str = "") -> list[Any]:
     """Processes of ours that run the runtime's code: zygotes, instances and what was forked from either."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in [one for one in psutil.Process().children(recursive=True) if one.pid not in _others]:
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if any(word.endswith("/boot.py") for word in line) and (not role or role in line):

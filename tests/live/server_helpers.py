@@ -234,7 +234,8 @@ class Server:
     ) -> dict[str, Any]:
         """Deploy `main.py` (and further files); what `deployed` says."""
         data = package(self.directory, source, files)
-        *_, last = self.client.deploy(namespace, name, data, {"memory": MEMORY, **settings})
+        # without clones an instance is one process, which tests look for
+        *_, last = self.client.deploy(namespace, name, data, {"memory": MEMORY, "clone": False, **settings})
         assert last["event"] == "deployed"
         return last
 

@@ -54,14 +54,14 @@ def test_it_is_restored_after_a_restart_too(own: Server) -> None:
 
 def test_what_is_switched_off_is_not_used(server: Server, ns: str) -> None:
     off = {"snapshot": False, "zygote": False, "clone": False, "intercept": False}
-    done = server.deploy(ns, "f", MODEL, files=SAMPLE, **settings(**off))
+    done = server.deploy(ns, "f", MODEL, files=SAMPLE, **{"clone": True, **settings(**off)})
     assert all("switched off" in path["reason"] for path in done["profile"]["paths"].values())
     answer = server.result(ns, "f", {"n": 1})
     assert answer["loaded"] == [answer["pid"]]
 
 
 def test_further_instances_are_clones(server: Server, ns: str) -> None:
-    server.deploy(ns, "f", MODEL, files=SAMPLE, **settings(snapshot=False))
+    server.deploy(ns, "f", MODEL, files=SAMPLE, clone=True, **settings(snapshot=False))
     first = server.result(ns, "f", {"n": 1})
     assert first["loaded"]
     with calls() as started:
@@ -85,7 +85,7 @@ def test_a_killed_zygote_is_not_noticed(own: Server) -> None:
 
 
 def test_a_killed_server_leaves_nothing_of_them(own: Server) -> None:
-    own.deploy("ns", "f", MODEL, files=SAMPLE, **settings(snapshot=False))
+    own.deploy("ns", "f", MODEL, files=SAMPLE, clone=True, **settings(snapshot=False))
     eventually(lambda: own.named("zygote"), what="a zygote")
     own.result("ns", "f", {"n": 1})
     with calls() as started, contextlib.suppress(httpx.HTTPError):

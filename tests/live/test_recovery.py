@@ -191,6 +191,7 @@ def test_nothing_is_left_after_kills(own: Server) -> None:
         "lock",
         "packages",
         "sandbox",
+        "snapshots",
     ]
 
 

@@ -185,7 +185,7 @@ def test_a_sample_warms_up(server: Server, ns: str) -> None:
     source = "calls = []\n\ndef handler(event):\n    calls.append(event)\n    return calls\n"
     done = server.deploy(ns, "f", source, files={"sample.json": '{"warm": 1}'}, sample="sample.json")
     assert done["profile"]["answer"].startswith('[{"warm":1}')
-    assert server.result(ns, "f", {"n": 1}) == [{"warm": 1}, {"n": 1}]
+    assert server.result(ns, "f", {"n": 1}) == [{"n": 1}]  # who waits for a load brings the first call himself
 
 
 def test_a_sample_is_sent_apart(server: Server, ns: str) -> None:
@@ -195,7 +195,7 @@ def test_a_sample_is_sent_apart(server: Server, ns: str) -> None:
         ns, "f", data, {"memory": "64MB"}, sample=b"\x00\x01", sample_type="application/octet-stream"
     )
     assert last["event"] == "deployed"
-    assert server.result(ns, "f") == str(b"\x00\x01")
+    assert r"\x00\x01" in last["profile"]["answer"].replace("\\\\", "\\")
 
 
 def test_headers_and_record_agree(server: Server, ns: str) -> None:

@@ -95,7 +95,7 @@ def plain(torch: Server) -> Any:
 @pytest.fixture(scope="module")
 def fast(torch: Server, plain: Any) -> dict[str, Any]:
     """The profile of the same with all that there is."""
-    profile = torch.deploy("ns", "fast", MODEL, files=SAMPLE, **SETTINGS)["profile"]
+    profile = torch.deploy("ns", "fast", MODEL, files=SAMPLE, clone=True, **SETTINGS)["profile"]
     assert isinstance(profile, dict)
     return profile
 
