@@ -252,8 +252,8 @@ def test_strict_isolation_ends_the_others_first(server: Server, ns: str) -> None
 
 
 def test_a_guest_can_do_nothing_to_its_host(server: Server, ns: str) -> None:
-    server.deploy(ns, "a", KEEPER_OF_SECRETS, memory="128MB", env={"SECRET": "in the environment"})
-    server.deploy(ns, "b", SPY)
+    server.deploy(ns, "a", KEEPER_OF_SECRETS, memory="128MB", zygote=False, env={"SECRET": "in the environment"})
+    server.deploy(ns, "b", SPY, zygote=False)  # in one pid namespace with its host
     together(server, ns, "a", "b")
     host = server.result(ns, "a")
     (process,) = server.instances("a")
