@@ -254,6 +254,15 @@ def test_removed_is_measured_against_plain_loading() -> None:
     assert found["ours", "hit"]["instances"] == 3
 
 
+def test_memory_is_compared_with_the_first_instance_and_with_plain_loading() -> None:
+    came = [One("i1", "forked", 9.0, 80.0), One("i2", "cloned", 8.0, 14.0)]
+    ours, plain = Further(came, [40.0, 10.0], (500.0, None)), Further(came[:1], [400.0], (None, None))
+    cells = ["40.0", "10.0", "10.0", "25.0%", "2.5%", "500", "-", "2", "cloned", "14.0", "8.0"]
+    assert ours.cells(plain) == cells
+    assert plain.cells(plain) == ["400", "-", "-", "-", "-", "-", "-", "1", "-", "-", "-"]
+    assert Further([], [], (None, None)).cells(None)[0] == "-"
+
+
 def test_what_remains_is_told_by_phase_largest_first() -> None:
     samples = taken(OURS, 40, miss_zygote=(90, {"container": 20, "load": 25, "inference": 39}))
     assert load.remains(samples, "miss_zygote") == "50 ms: load 25 ms, container 20 ms, between the phases 5.00 ms"

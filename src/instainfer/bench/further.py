@@ -64,20 +64,18 @@ class Further:
             "further_start": self.came[-1].start if len(self.came) > 1 else None,
         }
 
-    def cells(self) -> list[str]:
+    def cells(self, plain: Further | None) -> list[str]:
+        """For the table. `plain`: the same model's, loaded plainly."""
         row = self.columns()
-        first, last = row["memory_first_mb"], row["memory_nth_mb"]
-        share = f"{last / first:.1%}" if last is not None and first else "-"
-        sizes = [row[key] for key in ("memory_first_mb", "memory_second_mb", "memory_nth_mb")]
-        totals = [row["total_first_mb"], row["total_nth_mb"]]
+        last = row["memory_nth_mb"]
+        against = (row["memory_first_mb"], plain.columns()["memory_first_mb"] if plain is not None else None)
         return [
-            *(_cell(size) for size in sizes),
-            share,
-            *(_cell(size) for size in totals),
+            *(_cell(row[key]) for key in ("memory_first_mb", "memory_second_mb", "memory_nth_mb")),
+            *(f"{last / first:.1%}" if last is not None and first else "-" for first in against),
+            *(_cell(row[key]) for key in ("total_first_mb", "total_nth_mb")),
             str(row["instances"]),
             row["further_start"] or "-",
-            _cell(row["further_ms"]),
-            _cell(row["further_container_ms"]),
+            *(_cell(row[key]) for key in ("further_ms", "further_container_ms")),
         ]
 
 

@@ -368,9 +368,8 @@ def _show(report: Report, found: Found, failures: Sequence[str] = ()) -> None:
         lines.append((row["model"], row["mode"], row["path"], *times, share, goal, *phases, *counts))
     for name, by_suffix in found.items():
         shown = by_suffix.get("ours") or by_suffix.get("mapped") or by_suffix["plain"]
-        said = [
-            f"{name}, {shown.variant.mode}: a {shown.variant.path} leaves {remains(shown, shown.variant.path)}"
-        ]
+        path = shown.variant.path
+        said = [f"{name}, {shown.variant.mode}: {TOLD[path]} leaves {remains(shown, path)}"]
         if alone := by_suffix.get("alone"):
             said.append(f"without a zygote {remains(alone, 'miss')}")
         refused = [f"no {path}: {one['reason']}" for path, one in _fast_paths(shown).items() if one["reason"]]
@@ -392,9 +391,10 @@ def _cell(value: float | None, digits: int = 0) -> str:
 def _show_memory(report: Report, found: Found) -> None:
     lines = []
     for name, by_suffix in found.items():
+        plain = by_suffix["plain"].further
         for samples in by_suffix.values():
             if samples.further is not None:
-                lines.append((name, samples.variant.mode, *samples.further.cells()))
+                lines.append((name, samples.variant.mode, *samples.further.cells(plain)))
     report.table(
         "Memory of an instance that has served, MB: anonymous as the server measures it; total as PSS",
         [
@@ -404,6 +404,7 @@ def _show_memory(report: Report, found: Found) -> None:
             "2nd",
             "last",
             "of 1st",
+            "of plain 1st",
             "total 1st",
             "total last",
             "instances",
