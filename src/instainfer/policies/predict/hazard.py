@@ -36,10 +36,9 @@ _SPELL_KEEPS = 0.97  # about the last thirty
 _PAUSE_KEEPS = 0.98  # about the last fifty that were pauses
 #: Counts start as so many gaps of the long-run rate: enough that no length is impossible.
 _COUNTS_PRIOR = 0.5
-#: The n-th gap moves the shares by 2 / (n + 4): later ones count for more, as the experts knew little when the first
-#: were asked of them. In the long run by 3%: a function that has become another is learned anew in some thirty gaps.
-_SHARE_GAIN = 2.0
-_SHARE_PRIOR = 4.0
+#: A gap moves the shares by 1 / (5 + arrivals), so that equal shares count for five gaps, and by 3% in the long
+#: run: a function that has become another one is learned anew within some thirty gaps.
+_SHARE_PRIOR = 5.0
 _SHARE_STEP = 0.03
 #: What the long-run rate counts for beyond its share: no gap may be one that nobody expected.
 _FLOOR = 0.01
@@ -104,7 +103,7 @@ class _History:
         paused = 0.0
         if total > _IMPOSSIBLE:
             shares = self.shares
-            step = max(_SHARE_GAIN / (_SHARE_PRIOR + self.arrivals), _SHARE_STEP)
+            step = max(1.0 / (_SHARE_PRIOR + self.arrivals), _SHARE_STEP)
             scale = step * sum(shares[: len(likely)]) / total  # who was not asked keeps its share
             for expert, mine in enumerate(likely):
                 shares[expert] += scale * mine - step * shares[expert]
