@@ -235,10 +235,24 @@ def lift(instance: str) -> actions.Raise:
     return actions.Raise(instance=instance, level=Level.LOADED, ahead=True, why=WHY)
 
 
+_others: set[int] = set()
+
+
+def disregard() -> None:
+    """From here on, processes that are there now are another module's: a server's that lives on, say."""
+    _others.clear()
+    _others.update(process.pid for process in psutil.Process().children(recursive=True))
+
+
+def children() -> list[Any]:
+    """Children, near or far, of ours."""
+    return [one for one in psutil.Process().children(recursive=True) if one.pid not in _others]
+
+
 def managers() -> list[Any]:
-    """The processes of this test's containers, found as what they are: children, near or far, of ours."""
+    """The processes of this test's containers, found as what they are."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if str(MANAGER) in process.cmdline():
                 found.append(process)

@@ -18,7 +18,18 @@ import uvloop
 from instainfer.agent.base import Deliver, Measure, Measured, Missing, Provide, Revision
 from instainfer.core import actions, events
 from instainfer.model import Level, Profile
-from tests.contract.agent_helpers import MB, PYTHON, WHY, World, managers, package, revision, world
+from tests.contract.agent_helpers import (
+    MB,
+    PYTHON,
+    WHY,
+    World,
+    children,
+    disregard,
+    managers,
+    package,
+    revision,
+    world,
+)
 
 Scenario = Callable[[World], Awaitable[None]]
 Play = Callable[[Scenario], None]
@@ -63,14 +74,9 @@ for line in iter(sys.stdin.readline, ""):
 """
 
 
-#: Processes that were there before the scenario: another module's server, say.
-_others: set[int] = set()
-
-
 def player(kind: str, path: Path) -> Play:
     def run(scenario: Scenario) -> None:
-        _others.clear()
-        _others.update(one.pid for one in psutil.Process().children(recursive=True))
+        disregard()
 
         async def main() -> None:
             async with world("local", kind, path) as made:
@@ -188,7 +194,7 @@ async def measured(w: World, of: Revision, token: int = 1) -> Profile:
 def runtimes(role: str = "") -> list[Any]:
     """Processes of ours that run the runtime's code: zygotes, instances and what was forked from either."""
     found = []
-    for process in [one for one in psutil.Process().children(recursive=True) if one.pid not in _others]:
+    for process in children():
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if any(word.endswith("/boot.py") for word in line) and (not role or role in line):
