@@ -239,14 +239,13 @@ class Controller:
     def _dispatch(self, action: act.Dispatch, now: float) -> None:
         ticket = self._tickets[action.request]
         self.books.dispatched(ticket, action, now)
-        body, ticket.body = ticket.body, b""
         self._node_of[ticket.container].send(
             wire.Invoke(
                 request=action.request,
                 instance=action.instance,
                 activation=ticket.activation,
                 content_type=ticket.content_type,
-                body=body,
+                body=ticket.body,  # kept until it is answered: an instance may die before it has read it
             )
         )
 
@@ -331,6 +330,11 @@ class Controller:
         else:
             self.books.learn(event)
         self.feed(event)  # type: ignore[arg-type] # the events among an agent's reports are the core's
+        if isinstance(event, ev.InstanceLost):
+            for request in event.unread:
+                ticket = self._tickets.get(request)
+                if ticket is not None and ticket.instance == event.instance:  # it waits again
+                    ticket.instance = ticket.container = ""
         if isinstance(event, ev.ContainerLost):
             self._loop.call_soon(self._node_of.pop, event.container, None)
         elif isinstance(event, ev.ZygoteLost):
@@ -363,6 +367,7 @@ class Controller:
     def _finish(self, ticket: Ticket) -> None:
         if self._tickets.pop(ticket.request, None) is None:
             return
+        ticket.body = b""
         self.books.finished(ticket)
         if self._draining is not None and not self._tickets and not self._draining.done():
             self._draining.set_result(None)

@@ -256,6 +256,19 @@ def test_a_crash_is_a_loss(play: Play) -> None:
         await w.works("i2")
 
 
+def test_what_a_dead_instance_had_not_read_is_known(play: Play) -> None:
+    @play
+    async def scenario(w: World) -> None:
+        of = await w.opened()
+        w.send(actions.Freeze(instance="i1"))
+        unread = w.invoke("i1", {"n": 1})
+        w.send(offload("i1"))
+        assert (await w.until(events.InstanceLost, instance="i1")).unread == (unread,)
+        await w.ready("i2", "c1", of)
+        w.invoke("i2", {"do": "abort"})
+        assert (await w.until(events.InstanceLost, instance="i2")).unread == ()
+
+
 def test_a_time_limit_ends_that_instance_only(play: Play) -> None:
     @play
     async def scenario(w: World) -> None:

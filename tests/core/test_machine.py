@@ -126,15 +126,16 @@ class Machine(RuleBasedStateMachine):
         self.world.destroy()
 
     @precondition(lambda self: self.world.state.instances)
-    @rule(which=st.integers(0, 5))
-    def crash(self, which: int) -> None:
+    @rule(which=st.integers(0, 5), read=st.booleans())
+    def crash(self, which: int, read: bool) -> None:
         world = self.world
         found = sorted(world.state.instances)
         instance = found[which % len(found)]
         world.loading = [(i, level) for i, level in world.loading if i != instance]
         world.ending = [i for i in world.ending if i != instance]
         world.frozen.discard(instance)
-        world.fed(ev.InstanceLost(instance=instance, reason="signal 9"))
+        unread = () if read else tuple(r for r, where in world.running.items() if where == instance)
+        world.fed(ev.InstanceLost(instance=instance, reason="signal 9", unread=unread))
 
     @precondition(lambda self: self.world.state.containers)
     @rule(which=st.integers(0, 5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from instainfer.core import actions as act
+from instainfer.core import dispatch
 from instainfer.core import events as ev
 from instainfer.model import Level
 from tests.core.world import MB, World, function, platform
@@ -197,6 +198,31 @@ def test_a_crash_ends_the_request_that_ran() -> None:
     w.fed(ev.InstanceLost(instance=w.running[request], reason="signal 11", code="instance_crashed"))
     assert w.ended[request] == "instance_crashed"
     assert w.ended[w.serve()] == "ok"
+
+
+def test_what_was_not_read_is_sent_again() -> None:
+    w = world("ns/f")
+    w.serve()
+    request = w.arrive()
+    later = w.arrive()  # waits
+    w.fed(ev.InstanceLost(instance=w.running[request], reason="signal 9", unread=(request,)))
+    assert request not in w.ended
+    w.settle()
+    assert (w.ended[request], w.ended[later]) == ("ok", "ok")
+    order = [action.request for action in w.decided if isinstance(action, act.Dispatch)]
+    assert order.index(later) > max(n for n, one in enumerate(order) if one == request)
+
+
+def test_a_request_is_not_sent_for_ever() -> None:
+    w = world("ns/f")
+    request = w.arrive()
+    for _ in range(dispatch.RESENDS + 1):
+        assert request not in w.ended
+        if w.creating:
+            w.create()
+        w.load()
+        w.fed(ev.InstanceLost(instance=w.running[request], reason="signal 9", unread=(request,)))
+    assert w.ended[request] == "instance_crashed"
 
 
 def test_only_the_culprit_is_told_that_it_was_too_slow() -> None:

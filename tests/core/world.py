@@ -78,6 +78,8 @@ class World:
     def fed(self, event: ev.AnyEvent, after: float = 0.001) -> list[act.AnyAction]:
         self.now += after
         self.log.append((self.now, event))
+        for request in getattr(event, "unread", ()):
+            self.running.pop(request, None)
         before = {c.id: (c.last_used, c.uses) for c in self.state.containers.values()}
         known = set(self.state.containers)
         actions = self.brain.handle(event, self.now)

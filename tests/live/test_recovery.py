@@ -56,6 +56,20 @@ def test_an_instance_killed_during_a_call(server: Server, ns: str) -> None:
     assert again.headers["x-instainfer-start"] != "warm"
 
 
+def test_an_instance_killed_before_it_reads_a_call(server: Server, ns: str) -> None:
+    server.deploy(ns, "f", SLEEPER)
+    server.call(ns, "f")
+    (process,) = server.instances("f")
+    process.suspend()
+    with calls() as flight:
+        flight.add(server, ns, "f")
+        eventually(lambda: server.running(ns, "f"))
+        process.kill()
+        (response,) = flight.responses()
+    assert response.status_code == 200
+    assert response.headers["x-instainfer-start"] != "warm"
+
+
 def test_an_idle_instance_killed(server: Server, ns: str) -> None:
     server.deploy(ns, "f", SLEEPER)
     server.call(ns, "f")

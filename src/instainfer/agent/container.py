@@ -425,7 +425,8 @@ class ContainerHost:
     def _lost(self, name: str, resident: Resident, exit: Exit, oom: bool) -> None:
         host = resident.host
         loading = host.loading
-        host.close()
+        kept = [work.request for work in self._pending if isinstance(work, Invoke) and work.instance == name]
+        unread = (*host.close(), *kept)
         ours = self._reasons.pop(name, None)
         reason, code, request = ours or ("", "", None)
         if host.failure is not None and host.failure.phase == "template" and resident.again:
@@ -449,7 +450,7 @@ class ContainerHost:
         elif not reason:
             reason = f"its process {how(exit)}"
         code = code or "instance_crashed"
-        self._sink(InstanceLost(instance=name, reason=reason, code=code, request=request))
+        self._sink(InstanceLost(instance=name, reason=reason, code=code, request=request, unread=unread))
 
     def _again(self, name: str, host: InstanceHost, revision: Revision) -> None:
         """The same load without what went wrong."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -117,6 +118,8 @@ class InstanceHost(asyncio.Protocol):
         self._decoder = frames.Decoder(largest=revision.max_answer + (1 << 20))
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, tuple[asyncio.TimerHandle, float]] = {}
+        self._latest: int | None = None  # the call that was written last, if nothing was after it
+        self._unread: set[int] = set()  # calls that did not reach it
         self._load_timer: asyncio.TimerHandle | None = None
         self._load_left = 0.0
         self._load_since = 0.0
@@ -129,7 +132,13 @@ class InstanceHost(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment] # uvloop's transports are not asyncio subclasses
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ConnectionError):  # a socket says so when it is closed with something in it
+            self._latest_unread()
         self._transport = None
+
+    def _latest_unread(self) -> None:
+        if self._latest in self._calls:
+            self._unread.add(self._latest)
 
     # ---- commands ------------------------------------------------------------------------------------------
 
@@ -180,7 +189,11 @@ class InstanceHost(asyncio.Protocol):
         timer = self._loop.call_later(timeout, self._too_long, request)
         self._calls[request] = (timer, time.perf_counter())
         meta = _json({"type": content_type, "activation": activation})
-        self._write(frames.encode(frames.CALL, request, meta, body))
+        if self._transport is None:  # it is dying; its end is not known here yet
+            self._unread.add(request)
+            return
+        self._transport.write(frames.encode(frames.CALL, request, meta, body))
+        self._latest = request
 
     def freezing(self) -> None:
         """Frozen time counts neither as load time nor towards the limit."""
@@ -197,9 +210,12 @@ class InstanceHost(asyncio.Protocol):
                 self._arm_load()
             self._frozen_at = None
 
-    def close(self) -> None:
-        """Its process is gone."""
-        request = next(iter(self._calls)) if len(self._calls) == 1 else None
+    def close(self) -> tuple[int, ...]:
+        """Its process is gone. Returns the calls that it had not read, those that are known."""
+        if self._transport is not None and _unread(self._transport):
+            self._latest_unread()
+        unread = tuple(sorted(self._unread.intersection(self._calls)))
+        request = next(iter(self._calls)) if len(self._calls) == 1 and not unread else None
         for timer, _ in self._calls.values():
             timer.cancel()
         self._calls.clear()
@@ -210,8 +226,10 @@ class InstanceHost(asyncio.Protocol):
         self.output.close()
         if self._transport is not None:
             self._transport.close()
+        return unread
 
     def _write(self, data: bytes) -> None:
+        self._latest = None
         if self._transport is not None:
             self._transport.write(data)
 
@@ -323,6 +341,16 @@ class InstanceHost(asyncio.Protocol):
             return BadInput(error, function=function, phase=phase, hint=hint).problem()
         hint = f"`instainfer logs {self.revision.name}` shows what it printed"
         return InvocationFailed(error, function=function, phase=phase, detail=trace, hint=hint).problem()
+
+
+def _unread(transport: asyncio.Transport) -> bool:
+    """Whether the other end was closed before it had read all that was written."""
+    if transport.get_write_buffer_size():
+        return True
+    try:
+        return bool(transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    except OSError:  # it is closed here already
+        return False
 
 
 def _text(said: Any) -> Any:

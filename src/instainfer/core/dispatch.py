@@ -12,6 +12,7 @@ from instainfer.core.state import Container, FunctionState, Instance, Request, S
 from instainfer.model import Level, Origin, StartKind
 
 EWMA = 0.2  # weight of the newest inference time
+RESENDS = 3  # of a request that no instance has read
 
 
 def pick(function: FunctionState) -> Instance | None:
@@ -118,6 +119,19 @@ def next_in(state: State, container: Container) -> None:
         container.suspended = None
         container.active = suspended
         containers.expose(state, suspended)
+
+
+def resend(request: Request) -> bool:
+    """Its instance died before it had read the request: back into the queue, in order of arrival. False if that
+    has happened too often for the next one to be likelier to live."""
+    request.unread += 1
+    if request.unread > RESENDS:
+        return False
+    queue = request.function.queue
+    place = next((n for n, other in enumerate(queue) if other.arrived > request.arrived), len(queue))
+    queue.insert(place, request)
+    request.instance = None
+    return True
 
 
 def reject(state: State, request: Request, code: str, reason: str, phase: str = "") -> None:

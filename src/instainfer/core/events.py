@@ -94,12 +94,14 @@ class InstanceFailed(Event, frozen=True, kw_only=True):
 
 class InstanceLost(Event, frozen=True, kw_only=True):
     """Ended as told, or its process died. `code` is one of errors.BY_CODE; `request` is the one that caused
-    it, where one did (it passed its time limit): others that ran beside it are victims."""
+    it, where one did (it passed its time limit): others that ran beside it are victims. `unread` are requests
+    that it died before it had read: its function never saw them, so another instance may."""
 
     instance: str
     reason: str = ""
     code: str = "instance_crashed"
     request: int | None = None
+    unread: tuple[int, ...] = ()
 
 
 class ZygoteReady(Event, frozen=True, kw_only=True):

@@ -210,7 +210,10 @@ def instance_lost(state: State, event: ev.InstanceLost) -> None:
     instance = state.instances.get(event.instance)
     if instance is not None:
         expected = instance.state == "ending"
-        lost(state, instance, event.reason, code=event.code, expected=expected, culprit=event.request)
+        lost(
+            state, instance, event.reason,
+            code=event.code, expected=expected, culprit=event.request, unread=event.unread,
+        )  # fmt: skip
         again(state, instance.function)
 
 
@@ -224,13 +227,16 @@ def lost(
     move: str = "lost",
     expected: bool = False,
     culprit: int | None = None,
+    unread: tuple[int, ...] = (),
 ) -> None:
-    """An instance is gone, as told or not. Whoever ran in it is told; whoever waited for its load alone is
-    told too, since the next load would end the same way."""
+    """An instance is gone, as told or not. Whoever ran in it is told, or is sent again where it had not been
+    read; whoever waited for its load alone is told too, since the next load would end the same way."""
     function = instance.function
     loading = instance.state == "loading"
     instance.move(move, state.now)
     for request in list(instance.running.values()):
+        if request.id in unread and not function.deleted and dispatch.resend(request):
+            continue
         own = culprit is None or culprit == request.id
         dispatch.reject(state, request, code if own else "instance_crashed", reason, "inference")
     instance.running.clear()

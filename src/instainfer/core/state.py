@@ -37,7 +37,7 @@ def backoff_s(failures: int) -> float:
 
 
 class Request:
-    __slots__ = ("arrived", "dispatched", "function", "id", "instance")
+    __slots__ = ("arrived", "dispatched", "function", "id", "instance", "unread")
 
     def __init__(self, id: int, function: FunctionState, arrived: float) -> None:
         self.id = id
@@ -45,6 +45,7 @@ class Request:
         self.arrived = arrived
         self.dispatched = arrived
         self.instance: Instance | None = None
+        self.unread = 0  # instances that it was sent to and that died before they had read it
 
 
 class Instance(Lifecycle):
