@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
+from instainfer import door
 from instainfer.config import is_loopback
 from instainfer.errors import InstaInferError, Unavailable, from_problem
 
@@ -47,7 +48,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 class Client:
     """`url`, `api_key`: default to INSTAINFER_URL (then 127.0.0.1:3233) and INSTAINFER_API_KEY. `data_dir`:
-    speak to that server's local admin socket instead of a URL. `connect_s` bounds the wait for a
+    speak to that server's local admin socket instead of a URL; so does, without a key, the user whose server on
+    this machine asks for one. `connect_s` bounds the wait for a
     connection, never the wait for an answer: a build or a cold start takes what it takes."""
 
     def __init__(
@@ -62,12 +64,15 @@ class Client:
         if key := api_key if api_key is not None else os.environ.get("INSTAINFER_API_KEY"):
             headers["authorization"] = f"Bearer {key}"
         transport = None
-        if data_dir is not None:
-            socket = Path(data_dir).expanduser() / ADMIN_SOCKET
+        base = (url or os.environ.get("INSTAINFER_URL") or DEFAULT_URL).rstrip("/")
+        socket = None if data_dir is None else Path(data_dir).expanduser() / ADMIN_SOCKET
+        if socket is None and not key:
+            socket = door.find(base)
+        if socket is not None:
             self.where, base = str(socket), "http://localhost"
             transport = httpx.HTTPTransport(uds=str(socket))
         else:
-            self.where = base = (url or os.environ.get("INSTAINFER_URL") or DEFAULT_URL).rstrip("/")
+            self.where = base
         try:
             host = urlsplit(base).hostname or ""
             self._http = httpx.Client(
@@ -186,6 +191,23 @@ class Client:
         """Start kind, forecast, decisions and advice of one activation."""
         return self._json("GET", f"{PREFIX}/activations/{_quoted(activation)}/why")
 
+    # Namespaces
+
+    def namespaces(self) -> list[dict[str, Any]]:
+        """Those that the key may see, with their keys' ids and quotas."""
+        return self._list("namespaces", "namespaces")
+
+    def add_namespace(self, namespace: str, role: str = "admin") -> dict[str, Any]:
+        """Make a key for it, and it if it is new: {"namespace", "auth", "role"}."""
+        return self._json("PUT", self._namespace(namespace), json={"role": role})
+
+    def revoke(self, namespace: str, key: str) -> dict[str, Any]:
+        return self._json("DELETE", f"{self._namespace(namespace)}/keys/{_quoted(key)}")
+
+    def limit(self, namespace: str, quota: Mapping[str, int]) -> dict[str, Any]:
+        """Change what is named of its quota; 0: no limit."""
+        return self._json("PATCH", f"{self._namespace(namespace)}/quota", json=dict(quota))
+
     # The platform
 
     def containers(self) -> dict[str, Any]:
@@ -217,6 +239,9 @@ class Client:
 
     def _function(self, namespace: str, name: str) -> str:
         return f"{PREFIX}/functions/{_quoted(namespace)}/{_quoted(name)}"
+
+    def _namespace(self, namespace: str) -> str:
+        return f"{PREFIX}/namespaces/{_quoted(namespace)}"
 
     def _act(self, namespace: str, name: str, verb: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return self._json("POST", f"{self._function(namespace, name)}/{verb}", json=dict(body or {}))

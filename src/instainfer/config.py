@@ -45,7 +45,7 @@ class Server(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 3233  # 0: any free one
     data_dir: Path = Path()  # resolved by `load`; see `default_data_dir`
-    api_key: str = ""  # "": no key is asked for, allowed on loopback only
+    api_key: str = ""  # of the owner; "" and no namespace's key: none is asked for, allowed on loopback only
     max_body: Size = 64 * MB
     max_answer: Size = 64 * MB
     drain_s: Seconds = 10.0  # how long a stop waits for running requests
@@ -132,7 +132,7 @@ def load(file: Path | None = None, environ: Mapping[str, str] | None = None, fla
     given = {s: {k: v for k, v in keys.items() if v is not None} for s, keys in (flags or {}).items()}
     _merge(values, given, "the command line")
     sections: dict[str, Any] = {name: section(**values[name]) for name, section in SECTIONS.items()}
-    return _checked(_filled(Settings(**sections)))
+    return _filled(Settings(**sections))
 
 
 def _from_file(file: Path) -> Raw:
@@ -238,18 +238,6 @@ def machine_memory() -> int:
         if text.isdigit():  # "max" says: no limit
             found = min(found, int(text))
     return found
-
-
-def _checked(settings: Settings) -> Settings:
-    """What no single key shows."""
-    server = settings.server
-    if not server.api_key and not is_loopback(server.host):
-        raise BadSettings(
-            f"server.host = {server.host!r} is reachable by other machines and server.api_key is empty: "
-            "anyone could run code here",
-            hint="set INSTAINFER_SERVER__API_KEY to a long random text, or use host 127.0.0.1",
-        )
-    return settings
 
 
 def is_loopback(host: str) -> bool:

@@ -278,6 +278,7 @@ class Controller:
         name = ticket.spec.name
         hints = {
             "overloaded": "send it again later, or give the node more memory",
+            "over_quota": "declare less `memory` in function.toml, or have the namespace's quota raised",
             "load_failed": f"`instainfer logs {name}` shows what it printed while loading",
             "instance_crashed": f"`instainfer logs {name}` shows what it printed; the next call starts a new one",
             "timed_out": "raise `timeout` in function.toml, or make the function faster",

@@ -22,7 +22,7 @@ from instainfer import packages
 from instainfer.agent import base as wire
 from instainfer.clock import Clock
 from instainfer.controller import Controller
-from instainfer.errors import BadInput, BadSettings, InstaInferError, NotFound, Unavailable
+from instainfer.errors import BadInput, BadSettings, InstaInferError, NotFound, OverQuota, Unavailable
 from instainfer.model import Function, FunctionSpec, Profile
 from instainfer.settings import Settings
 from instainfer.store.base import Store
@@ -165,6 +165,7 @@ class Deployer:
         style, entry = packages.find_entry(package, settings, function=f"{namespace}/{name}")
         self._possible(settings, package)
         digest = packages.digest(data)
+        await asyncio.to_thread(self._within_quota, namespace, name, settings.memory, digest, len(data))
         await asyncio.to_thread(self._keep, digest, data)
         number = await asyncio.to_thread(self._store.function_number, namespace, name)
         uid_base = await self._uids(namespace)
@@ -231,6 +232,32 @@ class Deployer:
                 f"sample = {settings.sample!r} is not in the package",
                 hint="name a file of the package, or --sample FILE",
             )
+
+    def _within_quota(self, namespace: str, name: str, memory: int, digest: str, size: int) -> None:
+        """Raises OverQuota. Blocks."""
+        quota = self._store.quotas().get(namespace)
+        if quota is None:
+            return
+        if quota.memory and memory > quota.memory:
+            raise OverQuota(
+                f"memory = {memory / 1e6:.0f} MB is over the namespace's quota of {quota.memory / 1e6:.0f} MB",
+                hint="declare less `memory` in function.toml, or have the quota raised",
+            )
+        there = [spec.name for spec, _ in self._store.functions(namespace)]
+        if quota.functions and name not in there and len(there) >= quota.functions:
+            raise OverQuota(
+                f"the namespace has {len(there)} functions, and its quota is {quota.functions}",
+                hint="delete one, or have the quota raised",
+            )
+        if quota.stored_bytes:
+            kept = {version.digest for one in there for version in self._store.versions(namespace, one)} - {digest}
+            stored = size + sum(path.stat().st_size for path in map(self._blob, kept) if path.exists())
+            if stored > quota.stored_bytes:
+                raise OverQuota(
+                    f"the namespace's packages would take {stored / 1e6:.1f} MB, and its quota is "
+                    f"{quota.stored_bytes / 1e6:.1f} MB",
+                    hint="delete a function, send a smaller package, or have the quota raised",
+                )
 
     async def _build(self, namespace: str, uid_base: int, settings: Settings, progress: Progress) -> wire.Built:
         what = f"{len(settings.requirements)} requirements" if settings.requirements else "no requirements"

@@ -7,6 +7,7 @@ InstaInferError                         500  something of ours broke
 │   ├── WrongMethod                     405  not how this address is used
 │   └── TooLarge                        413  a body or an answer over its limit
 ├── NotAllowed                          401  no key, or a wrong one
+├── Forbidden                           403  a key of another namespace, or of too small a role
 ├── NotFound                            404  no such function, version, activation, container
 ├── Conflict                            409  cannot be done in the present state (pre-load finds no room)
 ├── FunctionFailed                      502  the function's own doing
@@ -16,6 +17,7 @@ InstaInferError                         500  something of ours broke
 │   ├── InstanceCrashed                 502  its process died (native crash, out of memory, exit)
 │   └── TimedOut                        504  it was killed at its time limit
 ├── Cancelled                           499  the caller went away before its turn came; kept in records only
+├── OverQuota                           429  the namespace's own limit; carries retry_after_s where waiting helps
 ├── Overloaded                          503  queue full or no memory free; carries retry_after_s
 └── Unavailable                         503  the platform is starting or stopping, or a sandbox cannot be made
 """
@@ -99,6 +101,11 @@ class NotAllowed(InstaInferError):
     code = "not_allowed"
 
 
+class Forbidden(InstaInferError):
+    status = 403
+    code = "forbidden"
+
+
 class NotFound(InstaInferError):
     status = 404
     code = "not_found"
@@ -138,6 +145,11 @@ class TimedOut(FunctionFailed):
 class Cancelled(InstaInferError):
     status = 499  # nginx's number for it: there is no standard one, and nobody is left to read it
     code = "cancelled"
+
+
+class OverQuota(InstaInferError):
+    status = 429
+    code = "over_quota"
 
 
 class Overloaded(InstaInferError):

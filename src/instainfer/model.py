@@ -100,9 +100,13 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     costs: Costs = Costs()
 
     @property
+    def tenant(self) -> str:
+        return self.name.partition("/")[0]
+
+    @property
     def zone(self) -> str:
         """Only functions of one zone may share a container: its namespace, and whether it has a network."""
-        return self.name.partition("/")[0] + ("+network" if self.network else "")
+        return self.tenant + ("+network" if self.network else "")
 
 
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +158,38 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
         mark = hashlib.sha256(variables.encode()).hexdigest()[:12] if variables else ""
         zone = self.namespace + ("+network" if self.network else "")
         return "|".join((zone, self.environment or self.interpreter, mark))
+
+
+class Role(StrEnum):
+    """What the holder of a key may do in its namespace; each includes the ones before."""
+
+    INVOKE = "invoke"  # call functions, and read what there is and what happened
+    DEPLOY = "deploy"  # deploy, delete, pre-load, pin
+    ADMIN = "admin"  # make and revoke keys of the namespace
+
+    def includes(self, other: Role) -> bool:
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as kept: what its holder has is "id:secret", and only the secret's hash is here."""
+
+    id: str
+    namespace: str
+    role: Role
+    hash: str  # SHA-256 of a secret of 384 random bits: there is nothing to guess that a slow hash would slow
+    created: float
+
+
+class Quota(msgspec.Struct, frozen=True, kw_only=True):
+    """What a namespace may use; 0: as much as there is."""
+
+    memory: int = 0  # bytes of all its containers' limits
+    concurrency: int = 0  # requests accepted and not answered
+    requests_per_minute: int = 0
+    functions: int = 0
+    stored_bytes: int = 0  # of its packages, all versions
 
 
 def version_of(revision: str) -> int:

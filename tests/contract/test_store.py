@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instainfer.errors import NotFound, Unavailable
-from instainfer.model import Activation, Costs, FunctionSpec, Phases, Profile, Style
+from instainfer.model import Activation, Costs, FunctionSpec, Key, Phases, Profile, Quota, Role, Style
 from instainfer.store.base import LogLine, Store
-from instainfer.store.sql import SqlStore
+from instainfer.store.sql import SCHEMA, SqlStore
 from instainfer.store.writer import BatchWriter
 
 STORES: dict[str, Callable[[Path], Store]] = {
@@ -83,6 +83,24 @@ def test_numbers_are_stable_unique_and_never_reused(store: Store) -> None:
     assert store.function_number("a", "h") == 3
     assert store.function_number("a", "g") == 2
     assert store.function_number("new", "f") == 1
+
+
+def test_keys_and_quotas(store: Store) -> None:
+    old = Key(id="1", namespace="a", role=Role.INVOKE, hash="00", created=1.0)
+    new = Key(id="0", namespace="b", role=Role.ADMIN, hash="11", created=2.0)
+    store.add_key(new)
+    store.add_key(old)
+    assert store.issued() == [old, new]
+    assert set(store.namespaces()) == {"a", "b"}
+    store.delete_key("1")
+    assert store.issued() == [new]
+    with pytest.raises(NotFound, match="'1'"):
+        store.delete_key("1")
+    store.set_quota("a", Quota(functions=3))
+    store.set_quota("c", Quota(memory=1 << 40))
+    store.set_quota("a", Quota(requests_per_minute=60))
+    assert store.quotas() == {"a": Quota(requests_per_minute=60), "c": Quota(memory=1 << 40)}
+    assert store.namespaces()["c"]
 
 
 def test_versions(store: Store) -> None:
@@ -265,6 +283,23 @@ def test_it_is_there_after_a_restart(tmp_path: Path) -> None:
     two = SqlStore(url)
     assert two.functions() == [(kept, None)]
     two.close()
+
+
+def test_a_database_of_an_earlier_schema_is_brought_up(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/s.db"
+    SqlStore(url).close()
+    with sqlite3.connect(tmp_path / "s.db") as database:
+        database.execute("DROP TABLE keys")
+        database.execute("DROP TABLE quotas")
+        database.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+    database.close()
+    again = SqlStore(url)
+    assert again.issued() == []
+    again.close()
+    with sqlite3.connect(tmp_path / "s.db") as database:
+        (version,) = database.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+    database.close()
+    assert version == str(SCHEMA)
 
 
 def test_damaged_newer_and_unreachable_databases(tmp_path: Path) -> None:

@@ -352,6 +352,46 @@ def test_sandboxes_without_guests_take_only_the_owner() -> None:
         assert {i.function.spec.name for i in container.instances.values()} <= {container.owner}
 
 
+def limited(w: World, memory: int) -> None:
+    w.fed(ev.NamespaceLimited(namespace="ns", memory=memory))
+
+
+def test_a_namespace_stays_within_its_quota() -> None:
+    w = world("ns/f", "ns/g", "other/h")
+    limited(w, 600 * MB)  # one container of 512 MB
+    w.serve("ns/f")
+    waiting = w.arrive("ns/g")
+    ((destroyed, why),) = [(a.container, a.why.rule) for a in w.decided if isinstance(a, act.DestroyContainer)]
+    assert "quota" in why
+    elsewhere = w.arrive("other/h")  # is not behind it
+    assert len(w.creating) == 1
+    w.settle()
+    assert (w.ended[waiting], w.ended[elsewhere]) == ("ok", "ok")
+    assert destroyed not in w.state.containers
+
+
+def test_what_can_never_be_within_the_quota_is_refused() -> None:
+    w = world("ns/f")
+    limited(w, 100 * MB)
+    request = w.arrive("ns/f")
+    assert w.ended[request] == "over_quota"
+    limited(w, 0)
+    assert w.ended[w.serve("ns/f")] == "ok"
+
+
+def test_a_raised_quota_is_seen_at_once() -> None:
+    w = world("ns/f", "ns/g")
+    limited(w, 600 * MB)
+    w.serve("ns/f")
+    w.arrive("ns/f")  # runs on
+    waiting = w.arrive("ns/g")
+    assert not w.creating
+    limited(w, 2000 * MB)
+    assert len(w.creating) == 1
+    w.settle()
+    assert w.ended[waiting] == "ok"
+
+
 def test_node_lost_ends_what_ran_there() -> None:
     w = world("ns/f")
     w.serve()

@@ -171,12 +171,13 @@ def test_every_route_is_told() -> None:
             return self
 
     anything: Any = Anything()
-    described = manage.application(anything, anything, max_package=1).openapi()
+    described = manage.application(anything, anything, anything, anything, max_package=1).openapi()
     text = page("reference/http.md")
     routes = {f"{m.upper()} {path}" for path, methods in described["paths"].items() for m in methods}
     assert len(routes) > 15
     assert not [route for route in routes if f"`{route}`" not in text]
-    told = set(re.findall(r"`((?:GET|PUT|POST|DELETE) /(?:instainfer|livez|readyz|healthz|metrics)[^`]*)`", text))
+    ours = "instainfer|livez|readyz|healthz|metrics"
+    told = set(re.findall(rf"`((?:GET|PUT|POST|PATCH|DELETE) /(?:{ours})[^`]*)`", text))
     assert told == routes
 
 

@@ -12,6 +12,7 @@ from instainfer.cli import (  # noqa: F401 # importing them registers their verb
     functions,
     invoke,
     measure,
+    namespace,
     ps,
     server,
     simulate,
@@ -24,7 +25,7 @@ __all__ = ["app", "main"]
 #: As `--help` lists them: the order in which one meets them.
 VERBS = (
     *("serve", "deploy", "invoke", "ls", "get", "delete", "logs", "activations", "ps", "why"),
-    *("preload", "offload", "hint", "pin", "unpin", "status", "simulate", "profile", "demo", "bench"),
+    *("preload", "offload", "hint", "pin", "unpin", "namespace", "status", "simulate", "profile", "demo", "bench"),
     "version",
 )
 

@@ -104,6 +104,13 @@ class InstanceLost(Event, frozen=True, kw_only=True):
     unread: tuple[int, ...] = ()
 
 
+class NamespaceLimited(Event, frozen=True, kw_only=True):
+    """Its containers' limits may come to so many bytes; 0: no limit of its own. What is there stays."""
+
+    namespace: str
+    memory: int
+
+
 class ZygoteReady(Event, frozen=True, kw_only=True):
     """It has imported all and can be forked."""
 
@@ -180,6 +187,7 @@ AnyEvent = (
     | InstanceReady
     | InstanceFailed
     | InstanceLost
+    | NamespaceLimited
     | ZygoteReady
     | ZygoteLost
     | ZygoteSampled

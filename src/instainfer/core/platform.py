@@ -92,6 +92,15 @@ def invocation_finished(state: State, event: ev.InvocationFinished) -> None:
         state.ask_for_pass(max(state.now + TICK_S, state.passed_at + REFRESH_S))
 
 
+def namespace_limited(state: State, event: ev.NamespaceLimited) -> None:
+    if event.memory:
+        state.allowances[event.namespace] = event.memory
+    else:
+        state.allowances.pop(event.namespace, None)
+    if state.starved:
+        supply.feed_starved(state)
+
+
 # ---- containers and instances --------------------------------------------------------------------------------
 
 
@@ -439,6 +448,7 @@ HANDLERS: dict[type[ev.Event], Callable[[State, Any], None]] = {
     ev.InstanceReady: instance_ready,
     ev.InstanceFailed: instance_failed,
     ev.InstanceLost: instance_lost,
+    ev.NamespaceLimited: namespace_limited,
     ev.ZygoteReady: zygote_ready,
     ev.ZygoteLost: zygote_lost,
     ev.ZygoteSampled: zygote_sampled,

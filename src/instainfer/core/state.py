@@ -112,6 +112,10 @@ class Container(Lifecycle):
         self.timer: float | None = None  # when its expiry is looked at next
 
     @property
+    def tenant(self) -> str:
+        return self.owner.partition("/")[0]
+
+    @property
     def used(self) -> int:
         return sum(instance.bytes for instance in self.instances.values())
 
@@ -239,6 +243,7 @@ class State:
         self.ledger = Ledger()
         self.guests: dict[str, bool] = {}
         self.load_slots: dict[str, int] = {}
+        self.allowances: dict[str, int] = {}  # by namespace: bytes of its containers' limits; not there: no limit
         self.zygote_memory: dict[str, int] = {}  # by node: bytes that zygotes may take in all
         self.libraries: dict[tuple[str, str], Libraries] = {}  # by namespace and key
         self.zygotes: dict[str, Zygote] = {}

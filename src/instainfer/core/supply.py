@@ -12,6 +12,7 @@ from instainfer.core import containers, dispatch, zygotes
 from instainfer.core.actions import SetTimer, Why
 from instainfer.core.state import Container, FunctionState, Instance, State
 from instainfer.model import Level
+from instainfer.policies.base import ContainerView
 
 GIVE_UP_S = 1.0  # a request never waits less than this for a busy instance before a further one is started
 
@@ -98,11 +99,27 @@ def begin(state: State, function: FunctionState) -> bool:
         reason = f"it declares {need >> 20} MB and no node has more than {largest >> 20} MB for containers"
         dispatch.reject_queue(state, function, "overloaded", reason)
         return True
+    allowed = state.allowances.get(function.spec.tenant, need)
+    if need > allowed:
+        reason = f"it declares {need >> 20} MB and its namespace's quota is {allowed >> 20} MB"
+        dispatch.reject_queue(state, function, "over_quota", reason)
+        return True
+    if over_allowance(state, function):
+        return False
     node = node_for(state, function)
     if node is None:
         return False
     containers.create(state, function, node, Why(rule=f"{why}: a container of its own"))
     return True
+
+
+def over_allowance(state: State, function: FunctionState) -> int:
+    """Bytes that its namespace's containers would have too many with a further one of this function; 0: none."""
+    allowed = state.allowances.get(function.spec.tenant)
+    if allowed is None:
+        return 0
+    there = sum(one.limit for one in state.containers.values() if one.tenant == function.spec.tenant)
+    return max(0, there + function.spec.memory - allowed)
 
 
 def node_for(state: State, function: FunctionState) -> str | None:
@@ -174,6 +191,15 @@ def make_room(state: State, function: FunctionState) -> None:
     """Destroy what the keep-alive policy names so that the function's container fits on some node; where that
     is not enough on any, zygotes end too, the least valuable first: they are never in the way of a request."""
     conduct = state.keep_alive.conduct
+    if short := over_allowance(state, function):
+        there = [one for one in state.containers.values() if one.tenant == function.spec.tenant]
+        short -= sum(one.limit for one in there if one.state == "destroying")
+        quiet, views = offered(state, [one for one in there if one.state == "ready"])
+        if short > 0:
+            why = Why(rule="its namespace's quota is used up", weight=function.spec.memory)
+            for victim in state.keep_alive.victims(quiet, short, state.now, alive=views):
+                containers.destroy(state, state.containers[victim], why)
+        return
     for zygotes_too in (False, True) if state.zygotes else (False,):
         for node in state.ledger.nodes:
             there = [container for container in state.containers.values() if container.node == node]
@@ -182,10 +208,7 @@ def make_room(state: State, function: FunctionState) -> None:
             short = function.spec.memory - state.ledger.free(node) - leaving
             if short <= 0:
                 return  # enough is on its way
-            alive = [container for container in there if container.state == "ready"]
-            # A container in the middle of a pre-load is as good a victim as an idle one.
-            quiet = [replace(state.view(container), idle=True) for container in alive if container.quiet]
-            views = [state.view(container) for container in alive]
+            quiet, views = offered(state, [container for container in there if container.state == "ready"])
             for ending in zygotes.offers(state, node) if zygotes_too else [[]]:
                 rest = short - sum(zygote.bytes for zygote in ending)
                 victims: list[str] = []
@@ -195,18 +218,32 @@ def make_room(state: State, function: FunctionState) -> None:
                 if rest > 0 and not victims:
                     victims = state.keep_alive.victims(quiet, rest, state.now, alive=views)
                 if rest <= 0 or victims:
-                    why = Why(
-                        rule=f"its memory is needed for a container of {function.spec.name}",
-                        weight=function.spec.memory,
-                    )
+                    tenant = function.spec.tenant
                     for victim in victims:
-                        containers.destroy(state, state.containers[victim], why)
-                    zygotes.give_way(state, ending, why)
+                        container = state.containers[victim]
+                        containers.destroy(state, container, needed(function, ours=container.tenant == tenant))
+                    for zygote in ending:
+                        zygotes.give_way(
+                            state, [zygote], needed(function, ours=zygote.libraries.namespace == tenant)
+                        )
                     return
     if conduct.drops and not has_supply(state, function):
         state.starved.pop(function.spec.name, None)
         reason = f"no eviction makes room for its container of {function.spec.memory >> 20} MB"
         dispatch.reject_queue(state, function, "overloaded", reason)
+
+
+def needed(function: FunctionState, *, ours: bool) -> Why:
+    """Why memory goes to this function; whose memory it was need not know what others have."""
+    whom = function.spec.name if ours else "another namespace"
+    return Why(rule=f"its memory is needed for a container of {whom}", weight=function.spec.memory)
+
+
+def offered(state: State, alive: list[Container]) -> tuple[list[ContainerView], list[ContainerView]]:
+    """What the keep-alive policy may choose victims from, and what it may look at. A container in the middle of
+    a pre-load is as good a victim as an idle one."""
+    quiet = [replace(state.view(container), idle=True) for container in alive if container.quiet]
+    return quiet, [state.view(container) for container in alive]
 
 
 def prewarm(state: State) -> None:
@@ -217,6 +254,8 @@ def prewarm(state: State) -> None:
     for name in due:
         function = state.functions.get(name)
         if function is None or function.deleted or function.creating or has_idle(state, function):
+            continue
+        if over_allowance(state, function):
             continue
         node = node_for(state, function)
         if node is not None:
@@ -273,8 +312,9 @@ def rest(state: State, container: Container) -> None:
 
 
 def feed_starved(state: State) -> None:
-    """Memory may have come free: the one that waited longest is served first, the others after it."""
+    """Memory may have come free: the one that waited longest is served first, the others after it. Who waits for
+    its own namespace's memory is in nobody's way."""
     for name, function in list(state.starved.items()):
         ensure(state, function)
-        if name in state.starved:
+        if name in state.starved and not over_allowance(state, function):
             return

@@ -8,13 +8,13 @@ to the same application.
 
 from __future__ import annotations
 
-import hmac
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from instainfer.books import Ticket
-from instainfer.errors import InstaInferError
+from instainfer.errors import InstaInferError, NotAllowed
+from instainfer.gateway.access import OWNER, Principal
 from instainfer.gateway.invoke import PREFIX, Invoke
 from instainfer.gateway.problems import render
 
@@ -31,10 +31,11 @@ class Call:
 
     __slots__ = (
         "content_type", "disconnected", "keep_alive", "message_event", "parts", "response_complete", "size",
-        "ticket",
+        "ticket", "who",
     )  # fmt: skip
 
-    def __init__(self, content_type: str, keep_alive: bool) -> None:
+    def __init__(self, who: Principal, content_type: str, keep_alive: bool) -> None:
+        self.who = who
         self.content_type = content_type
         self.keep_alive = keep_alive
         self.parts: list[bytes] = []
@@ -46,12 +47,12 @@ class Call:
 
 
 class Protocol(HttpToolsProtocol):
-    """`key`: what Authorization must say for the short way; b"" asks for none."""
+    """`asks`: whether a key is asked for, where there are any."""
 
-    def __init__(self, *args: Any, hot: Invoke, key: bytes = b"", **options: Any) -> None:
+    def __init__(self, *args: Any, hot: Invoke, asks: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
         self._hot = hot
-        self._key = key
+        self._asks = asks
         self._call: Call | None = None  # while its body comes in
 
     def on_headers_complete(self) -> None:
@@ -87,9 +88,11 @@ class Protocol(HttpToolsProtocol):
                     return None
             elif name == b"authorization":
                 given = value
-        if self._key and not hmac.compare_digest(given, self._key):
+        try:
+            who = self._hot.access.who(given) if self._asks else OWNER
+        except NotAllowed:
             return None
-        return Call(content_type, parser.should_keep_alive())
+        return Call(who, content_type, parser.should_keep_alive())
 
     def on_body(self, body: bytes) -> None:
         call = self._call
@@ -109,13 +112,13 @@ class Protocol(HttpToolsProtocol):
             return
         self._call = None
         try:
-            spec = self._hot.find(self.url.decode(), call.size)
+            spec = self._hot.find(call.who, self.url.decode(), call.size)
+            parts, call.parts = call.parts, []
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            ticket = self._hot.submit(spec, call.content_type, body, lambda done: self._done(call, done))
         except InstaInferError as refused:
             self._answer(call, *render(refused))
             return
-        parts, call.parts = call.parts, []
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        ticket = self._hot.controller.submit(spec, call.content_type, body, lambda done: self._done(call, done))
         if not call.response_complete:
             call.ticket = ticket
 

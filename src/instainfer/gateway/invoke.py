@@ -6,11 +6,13 @@ Raw ASGI. The body is never parsed, a warm hit decides nothing here, and nothing
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from instainfer.books import Ticket
 from instainfer.controller import Controller
 from instainfer.errors import InstaInferError, NotFound, TooLarge, Unavailable, WrongMethod
+from instainfer.gateway.access import OWNER, Access, Principal
 from instainfer.gateway.problems import render
 from instainfer.model import FunctionSpec
 
@@ -18,9 +20,10 @@ PREFIX = "/f/"
 
 
 class Invoke:
-    def __init__(self, controller: Controller, *, max_body: int) -> None:
+    def __init__(self, controller: Controller, access: Access, *, max_body: int) -> None:
         self.stopping = False
         self.controller = controller
+        self.access = access
         self.max_body = max_body
         self._loop = asyncio.get_running_loop()
 
@@ -58,10 +61,15 @@ class Invoke:
         ]
         return 200, headers, body
 
-    def find(self, path: str, size: int) -> FunctionSpec:
+    def submit(self, spec: FunctionSpec, content_type: str, body: bytes, done: Callable[[Ticket], None]) -> Ticket:
+        """Accept a request, within its namespace's quota. Raises OverQuota."""
+        return self.controller.submit(spec, content_type, body, self.access.admit(spec.namespace, done))
+
+    def find(self, who: Principal, path: str, size: int) -> FunctionSpec:
         """What is called, if it can be. Raises what is wrong."""
         key = path[len(PREFIX) :]
         namespace, _, name = key.partition("/")
+        who.check(namespace)
         if self.stopping:
             raise Unavailable("the server is stopping", hint="send it again", retry_after_s=5)
         if size > self.max_body:
@@ -83,7 +91,7 @@ class Invoke:
             key = path[len(PREFIX) :]
             said = f"{method} is not how a function is called"
             raise WrongMethod(said, hint="use POST", function=key, phase="request")
-        spec = self.find(path, 0)
+        spec = self.find(scope.get("principal", OWNER), path, 0)
         content_type, length = "", 0
         for key, value in scope["headers"]:
             if key == b"content-type":
@@ -114,7 +122,7 @@ class Invoke:
             if not answered.done():
                 answered.set_result(None)
 
-        return self.controller.submit(spec, content_type, body, done), answered
+        return self.submit(spec, content_type, body, done), answered
 
     def _too_large(self, key: str) -> TooLarge:
         limit = self.max_body / 1e6

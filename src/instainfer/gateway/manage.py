@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, FastAPI, File, Form, Query, Request, Response, UploadFile
@@ -16,15 +16,20 @@ from instainfer import __version__, why
 from instainfer.core import events as ev
 from instainfer.deploy import Deployer
 from instainfer.errors import BadInput, Conflict, InstaInferError, NotFound, TooLarge, WrongMethod
-from instainfer.gateway import present
+from instainfer.gateway import namespaces, present
+from instainfer.gateway.access import Access, Principal
 from instainfer.gateway.health import Health
+from instainfer.gateway.namespaces import Caller
 from instainfer.gateway.problems import render
-from instainfer.model import Activation
+from instainfer.model import Activation, Quota, Role
 
 PREFIX = "/instainfer/v1"
 
 
-def application(health: Health, deployer: Deployer, *, max_package: int) -> FastAPI:
+def application(
+    health: Health, deployer: Deployer, access: Access, locked: Callable[[], None], *, max_package: int
+) -> FastAPI:
+    """`locked` hears that keys are asked for from now on."""
     app = FastAPI(
         title="instainfer",
         version=__version__,
@@ -69,12 +74,24 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
         return truth
 
     @app.get("/metrics", tags=["health"])
-    async def metrics() -> Response:
+    async def metrics(who: Caller) -> Response:
+        who.check_everywhere()
         return Response(controller.books.metrics.render(), media_type="text/plain; version=0.0.4")
 
     @api.get("/status")
-    async def status() -> dict[str, Any]:
+    async def status(who: Caller) -> dict[str, Any]:
+        who.check_everywhere()
         return health.status()
+
+    def within(who: Principal, namespace: str | None) -> str | None:
+        """The namespace that a list is of; None: all. Raises Forbidden."""
+        if namespace is None:
+            return who.namespace or None
+        who.check(namespace)
+        return namespace
+
+    def limited(namespace: str, quota: Quota) -> None:
+        controller.feed(ev.NamespaceLimited(namespace=namespace, memory=quota.memory))
 
     # ---- functions -----------------------------------------------------------------------------------------
 
@@ -89,13 +106,15 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
         )
 
     @api.get("/functions")
-    async def list_functions(namespace: str | None = None) -> dict[str, Any]:
+    async def list_functions(who: Caller, namespace: str | None = None) -> dict[str, Any]:
+        namespace = within(who, namespace)
         state = controller.platform.state
         found = await asyncio.to_thread(store.functions, namespace)
         return {"functions": [present.function(spec, p, state.functions.get(spec.key)) for spec, p in found]}
 
     @api.put("/functions/{namespace}/{name}")
     async def deploy(
+        who: Caller,
         namespace: str,
         name: str,
         package: Annotated[UploadFile, File(description="the package: a zip")],
@@ -104,6 +123,7 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
         sample_type: Annotated[str, Form()] = "",
     ) -> StreamingResponse:
         """Deploy. Answers with newline-delimited JSON: progress, then `deployed` or `failed`."""
+        who.check(namespace, Role.DEPLOY)
         try:
             overrides = json.loads(settings)
         except json.JSONDecodeError as error:
@@ -132,69 +152,76 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     @api.get("/functions/{namespace}/{name}")
-    async def get_function(namespace: str, name: str) -> dict[str, Any]:
+    async def get_function(who: Caller, namespace: str, name: str) -> dict[str, Any]:
+        who.check(namespace)
         shown = await stored(namespace, name)
         versions = await asyncio.to_thread(store.versions, namespace, name)
         return shown | {"versions": [present.version(spec, shown["version"]) for spec in versions]}
 
     @api.delete("/functions/{namespace}/{name}")
-    async def delete(namespace: str, name: str) -> dict[str, str]:
+    async def delete(who: Caller, namespace: str, name: str) -> dict[str, str]:
+        who.check(namespace, Role.DEPLOY)
         await deployer.delete(namespace, name)
         return {"message": f"{namespace}/{name} was deleted"}
 
     @api.post("/functions/{namespace}/{name}/rollback")
-    async def rollback(namespace: str, name: str, version: Annotated[int, Body(embed=True)]) -> dict[str, Any]:
+    async def rollback(
+        who: Caller, namespace: str, name: str, version: Annotated[int, Body(embed=True)]
+    ) -> dict[str, Any]:
+        who.check(namespace, Role.DEPLOY)
         spec = await deployer.rollback(namespace, name, version)
         return {
             "message": f"{spec.key} serves version {spec.version} now",
             "function": await stored(namespace, name),
         }
 
-    def live(namespace: str, name: str) -> str:
+    def live(who: Principal, namespace: str, name: str) -> str:
+        who.check(namespace, Role.DEPLOY)
         key = f"{namespace}/{name}"
         if key not in controller.specs:
             raise NotFound(f"there is no function {key}", hint="`instainfer ls` shows what is deployed")
         return key
 
     @api.post("/functions/{namespace}/{name}/preload")
-    async def preload(namespace: str, name: str) -> dict[str, str]:
+    async def preload(who: Caller, namespace: str, name: str) -> dict[str, str]:
         """Load it into idle memory of a warm container; 409 when none has room (it never creates one)."""
-        key = live(namespace, name)
+        key = live(who, namespace, name)
         answer = await controller.ask(lambda token: ev.PreloadRequested(token=token, function=key))
         if not answer.ok:
             raise Conflict(answer.message, function=key, hint="`instainfer ps` shows the idle memory there is")
         return {"message": answer.message}
 
     @api.post("/functions/{namespace}/{name}/offload")
-    async def offload(namespace: str, name: str) -> dict[str, str]:
-        key = live(namespace, name)
+    async def offload(who: Caller, namespace: str, name: str) -> dict[str, str]:
+        key = live(who, namespace, name)
         answer = await controller.ask(lambda token: ev.OffloadRequested(token=token, function=key))
         return {"message": answer.message}
 
-    async def set_pin(namespace: str, name: str, pinned: bool) -> dict[str, str]:
-        key = live(namespace, name)
+    async def set_pin(who: Principal, namespace: str, name: str, pinned: bool) -> dict[str, str]:
+        key = live(who, namespace, name)
         await asyncio.to_thread(store.set_pin, namespace, name, pinned)
         answer = await controller.ask(lambda token: ev.PinChanged(token=token, function=key, pinned=pinned))
         return {"message": answer.message}
 
     @api.post("/functions/{namespace}/{name}/pin")
-    async def pin(namespace: str, name: str) -> dict[str, str]:
+    async def pin(who: Caller, namespace: str, name: str) -> dict[str, str]:
         """Keep one container with it loaded; creates one if need be."""
-        return await set_pin(namespace, name, True)
+        return await set_pin(who, namespace, name, True)
 
     @api.post("/functions/{namespace}/{name}/unpin")
-    async def unpin(namespace: str, name: str) -> dict[str, str]:
-        return await set_pin(namespace, name, False)
+    async def unpin(who: Caller, namespace: str, name: str) -> dict[str, str]:
+        return await set_pin(who, namespace, name, False)
 
     @api.post("/functions/{namespace}/{name}/hint")
     async def hint(
+        who: Caller,
         namespace: str,
         name: str,
         in_s: Annotated[float, Body(ge=0, le=30 * 86400)],
         probability: Annotated[float, Body(gt=0, le=1)] = 1.0,
     ) -> dict[str, str]:
         """An arrival is expected in so many seconds: merged into the forecast."""
-        key = live(namespace, name)
+        key = live(who, namespace, name)
         controller.feed(ev.HintReceived(function=key, in_s=in_s, probability=probability))
         return {"message": f"{key}: an arrival is expected in {in_s:g} s with probability {probability:g}"}
 
@@ -202,9 +229,10 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
 
     @api.get("/functions/{namespace}/{name}/logs")
     async def function_logs(
-        namespace: str, name: str, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
+        who: Caller, namespace: str, name: str, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
     ) -> dict[str, Any]:
         """What its latest invocations and loads printed, oldest first."""
+        who.check(namespace)
         await stored(namespace, name)
         await asyncio.to_thread(writer.flush)
         recent = await asyncio.to_thread(store.activations, namespace, name, limit=limit)
@@ -216,6 +244,7 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
 
     @api.get("/activations")
     async def activations(
+        who: Caller,
         namespace: str | None = None,
         function: str | None = None,
         limit: Annotated[int, Query(ge=1, le=2000)] = 50,
@@ -223,30 +252,36 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
         since: float | None = None,
         upto: float | None = None,
     ) -> dict[str, Any]:
+        namespace = within(who, namespace)
         await asyncio.to_thread(writer.flush)
         found = await asyncio.to_thread(
             store.activations, namespace, function, limit=limit, skip=skip, since=since, upto=upto
         )
         return {"activations": [present.activation(one) for one in found]}
 
-    async def find(id: str) -> Activation:
-        waiting = writer.pending(id)
-        return waiting if waiting is not None else await asyncio.to_thread(store.activation, id)
+    async def find(who: Principal, id: str) -> Activation:
+        """Of a namespace that is not the caller's: as if there were none."""
+        found = writer.pending(id)
+        if found is None:
+            found = await asyncio.to_thread(store.activation, id)
+        if not who.sees(found.namespace):
+            raise NotFound(f"there is no activation {id!r}", hint="`instainfer activations` shows the latest")
+        return found
 
     @api.get("/activations/{id}")
-    async def activation(id: str) -> dict[str, Any]:
-        return present.activation(await find(id))
+    async def activation(who: Caller, id: str) -> dict[str, Any]:
+        return present.activation(await find(who, id))
 
     @api.get("/activations/{id}/logs")
-    async def activation_logs(id: str) -> dict[str, Any]:
-        await find(id)
+    async def activation_logs(who: Caller, id: str) -> dict[str, Any]:
+        await find(who, id)
         await asyncio.to_thread(writer.flush)
         return {"logs": present.logs(await asyncio.to_thread(store.logs, id))}
 
     @api.get("/activations/{id}/why")
-    async def activation_why(id: str) -> dict[str, Any]:
+    async def activation_why(who: Caller, id: str) -> dict[str, Any]:
         """Why it started as it did, reproduced by replaying the logged events through the core."""
-        record = await find(id)
+        record = await find(who, id)
         controller.flush_events()
         explanation = await asyncio.to_thread(why.replay, health.events, record)
         return {"activation": present.activation(record), "predictor": health.predictor} | why.tell(
@@ -254,20 +289,29 @@ def application(health: Health, deployer: Deployer, *, max_package: int) -> Fast
         )
 
     @api.get("/containers")
-    async def containers() -> dict[str, Any]:
+    async def containers(who: Caller) -> dict[str, Any]:
+        """All of them for the server's owner; of a namespace, its own and nothing of the node."""
         state, now = controller.platform.state, health.clock.now()
         node = next(iter(controller.nodes.values()))
-        return {
-            "node": {
+        shown: dict[str, Any] = {"sandbox": health.sandbox.name, "missing": health.sandbox.enforces.missing()}
+        if who.everywhere:
+            shown |= {
                 "memory_mb": node.memory / present.MB,
                 "zygote_memory_mb": node.zygote_memory / present.MB,
                 "committed_mb": state.ledger.promised(node.node) / present.MB,
-                "sandbox": health.sandbox.name,
-                "missing": health.sandbox.enforces.missing(),
-            },
-            "containers": [present.container(controller, one, now) for one in state.containers.values()],
-            "zygotes": [present.zygote(one, now) for one in state.zygotes.values()],
+            }
+        return {
+            "node": shown,
+            "containers": [
+                present.container(controller, one, now)
+                for one in state.containers.values()
+                if who.sees(one.tenant)
+            ],
+            "zygotes": [
+                present.zygote(one, now) for one in state.zygotes.values() if who.sees(one.libraries.namespace)
+            ],
         }
 
+    api.include_router(namespaces.routes(store, access, limited, locked))
     app.include_router(api)
     return app

@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import functools
 import gc
-import hmac
 import logging
 import os
 import secrets
@@ -20,20 +19,22 @@ from typing import Any
 
 import uvloop
 
+from instainfer import door
 from instainfer.agent.environments import Environments
 from instainfer.agent.local import LocalAgent
 from instainfer.agent.runners import SandboxRunner
 from instainfer.books import Books
 from instainfer.clock import BootClock
-from instainfer.config import Settings
+from instainfer.config import Settings, is_loopback
 from instainfer.controller import Controller
 from instainfer.core import events as ev
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.deploy import Deployer
-from instainfer.errors import InstaInferError, NotAllowed, Unavailable
+from instainfer.errors import BadSettings, InstaInferError, NotAllowed, Unavailable
 from instainfer.eventlog import EventLog
 from instainfer.gateway import invoke, manage
+from instainfer.gateway.access import Access
 from instainfer.gateway.direct import Protocol
 from instainfer.gateway.health import Health
 from instainfer.gateway.problems import render
@@ -102,6 +103,14 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     clock, epoch = BootClock(), secrets.token_hex(4)
     store = SqlStore(f"sqlite:///{data / 'instainfer.db'}")
     stack.callback(store.close)
+    access = Access(store, clock, server_key=settings.server.api_key)
+    if not access.asked and not is_loopback(settings.server.host):
+        raise BadSettings(
+            f"server.host = {settings.server.host!r} is reachable by other machines and there is no key: "
+            "anyone could run code here",
+            hint="set INSTAINFER_SERVER__API_KEY to a long random text, or use host 127.0.0.1 and make keys "
+            "with `instainfer namespace add`",
+        )
     writer = BatchWriter(store)
     stack.callback(writer.close)
 
@@ -150,14 +159,24 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     )
     await controller.start(deployer.package)
     stack.push_async_callback(controller.aclose)
+    for namespace, quota in store.quotas().items():
+        controller.feed(ev.NamespaceLimited(namespace=namespace, memory=quota.memory))
     await _republish(store, deployer, controller)
 
     health = Health(
         controller, store, writer, sandbox, clock, settings, data / "events", predictor, started=clock.now()
     )
-    hot = invoke.Invoke(controller, max_body=settings.server.max_body)
-    app = _router(hot, manage.application(health, deployer, max_package=256_000_000))
     admin = data / "admin.sock"
+
+    def locked() -> None:
+        link = door.publish(listening.getsockname()[1], admin.absolute())
+        if link is not None:
+            stack.callback(link.unlink, missing_ok=True)
+
+    if access.asked:
+        locked()
+    hot = invoke.Invoke(controller, access, max_body=settings.server.max_body)
+    app = _router(hot, manage.application(health, deployer, access, locked, max_package=256_000_000))
     admin.unlink(missing_ok=True)
     local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)  # the admin socket asks for no key: it is this user's alone
@@ -166,9 +185,8 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     finally:
         os.umask(old)
     stack.callback(admin.unlink, missing_ok=True)
-    key = f"Bearer {settings.server.api_key}".encode() if settings.server.api_key else b""
-    for face, bound, asked in ((_gate(app, key), listening, key), (app, local, b"")):
-        direct = functools.partial(Protocol, hot=hot, key=asked)
+    for face, bound, asks in ((_gate(app, access), listening, True), (app, local, False)):
+        direct = functools.partial(Protocol, hot=hot, asks=asks)
         await stack.enter_async_context(serving(face, bound, http=direct, access_log=settings.server.access_log))
     pruning = asyncio.create_task(_prune(store, settings, clock))
     stack.callback(pruning.cancel)
@@ -222,25 +240,21 @@ def _router(hot: App, management: App) -> App:
     return route
 
 
-def _gate(app: App, expected: bytes) -> App:
-    """Ask for the key, where there is one, in front of everything but health."""
-    if not expected:
-        return app
+def _gate(app: App, access: Access) -> App:
+    """Ask for a key, where there are any, in front of everything but health; `principal` of the scope is whose."""
     open_paths = {"/livez", "/readyz", "/healthz"}
 
     async def gate(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] in open_paths:
             return await app(scope, receive, send)
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if hmac.compare_digest(given, expected):
-            return await app(scope, receive, send)
-        error = NotAllowed(
-            "no key, or a wrong one", hint="set INSTAINFER_API_KEY, or send Authorization: Bearer KEY"
-        )
-        status, headers, body = render(error)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-        return None
+        try:
+            who = access.who(dict(scope["headers"]).get(b"authorization", b""))
+        except NotAllowed as error:
+            status, headers, body = render(error)
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return None
+        return await app({**scope, "principal": who}, receive, send)
 
     return gate
 

@@ -1,4 +1,5 @@
-"""What is remembered across restarts: namespaces, functions, versions, profiles, activations, logs, pins.
+"""What is remembered across restarts: namespaces, their keys and quotas, functions, versions, profiles,
+activations, logs, pins.
 
 Calls block (a shell makes them through `asyncio.to_thread`) and may come from several threads at once. Ids
 and wall times come from the caller. Errors: NotFound for what is not there, Unavailable when the database
@@ -12,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from instainfer.model import Activation, FunctionSpec, Profile
+from instainfer.model import Activation, FunctionSpec, Key, Profile, Quota
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,24 @@ class Store(Protocol):
         ...
 
     def namespaces(self) -> dict[str, int]: ...
+
+    def add_key(self, key: Key) -> None:
+        """Its namespace is created as needed."""
+        ...
+
+    def issued(self) -> list[Key]:
+        """All keys, the oldest first."""
+        ...
+
+    def delete_key(self, id: str) -> None:
+        """Raises NotFound."""
+        ...
+
+    def set_quota(self, namespace: str, quota: Quota) -> None:
+        """Its namespace is created as needed."""
+        ...
+
+    def quotas(self) -> dict[str, Quota]: ...
 
     def function_number(self, namespace: str, name: str) -> int:
         """Its number within the namespace, created on first sight: 1, 2, …. A name keeps its number, even

@@ -18,10 +18,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import QueuePool
 
 from instainfer.errors import NotFound, Unavailable
-from instainfer.model import Activation, FunctionSpec, Phases, Profile
+from instainfer.model import Activation, FunctionSpec, Key, Phases, Profile, Quota, Role
 from instainfer.store.base import LogLine
 
-SCHEMA = 1
+SCHEMA = 2  # 2: keys and quotas, in tables of their own
 
 _tables = sa.MetaData()
 _meta = sa.Table("meta", _tables, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text))
@@ -30,6 +30,21 @@ _namespaces = sa.Table(
     _tables,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("number", sa.Integer, nullable=False, unique=True),
+)
+_keys = sa.Table(
+    "keys",
+    _tables,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("namespace", sa.Text, sa.ForeignKey("namespaces.name"), nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+)
+_quotas = sa.Table(
+    "quotas",
+    _tables,
+    sa.Column("namespace", sa.Text, sa.ForeignKey("namespaces.name"), primary_key=True),
+    sa.Column("quota", sa.Text, nullable=False),
 )
 _functions = sa.Table(
     "functions",
@@ -140,6 +155,8 @@ class SqlStore:
             _tables.create_all(db)
             if version is None:
                 db.execute(sa.insert(_meta).values(key="schema", value=str(SCHEMA)))
+            elif int(version) < SCHEMA:
+                db.execute(sa.update(_meta).where(_meta.c.key == "schema").values(value=str(SCHEMA)))
 
     @property
     def _shown(self) -> str:
@@ -200,6 +217,33 @@ class SqlStore:
         with self._read() as db:
             rows = db.execute(sa.select(_namespaces.c.name, _namespaces.c.number).order_by(_namespaces.c.number))
             return {row.name: row.number for row in rows}
+
+    def add_key(self, key: Key) -> None:
+        with self._write() as db:
+            self._namespace(db, key.namespace)
+            db.execute(sa.insert(_keys).values(**msgspec.structs.asdict(key)))
+
+    def issued(self) -> list[Key]:
+        with self._read() as db:
+            rows = db.execute(sa.select(_keys).order_by(_keys.c.created, _keys.c.id))
+            return [Key(**{**row._mapping, "role": Role(row.role)}) for row in rows]
+
+    def delete_key(self, id: str) -> None:
+        with self._write() as db:
+            if not db.execute(sa.delete(_keys).where(_keys.c.id == id)).rowcount:
+                raise NotFound(f"there is no key {id!r}", hint="`instainfer namespace ls` shows those there are")
+
+    def set_quota(self, namespace: str, quota: Quota) -> None:
+        values = {"quota": _encode(quota).decode()}
+        with self._write() as db:
+            self._namespace(db, namespace)
+            row = self._insert(_quotas).values(namespace=namespace, **values)
+            db.execute(row.on_conflict_do_update(index_elements=["namespace"], set_=values))
+
+    def quotas(self) -> dict[str, Quota]:
+        with self._read() as db:
+            rows = db.execute(sa.select(_quotas).order_by(_quotas.c.namespace))
+            return {row.namespace: msgspec.json.decode(row.quota, type=Quota) for row in rows}
 
     def function_number(self, namespace: str, name: str) -> int:
         with self._write() as db:
