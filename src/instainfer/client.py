@@ -229,13 +229,51 @@ class Client:
             response = self._http.post(path, content=body, headers={"content-type": content_type})
         if response.status_code >= 400:
             raise _problem(response)
-        return Answer(
-            body=response.content,
-            type=response.headers.get("content-type", ""),
-            start=response.headers.get("x-instainfer-start", ""),
-            activation=response.headers.get("x-instainfer-activation", ""),
-            phases=parse_timing(response.headers.get("server-timing", "")),
-        )
+        return _answer(response)
+
+    def begin(
+        self,
+        namespace: str,
+        name: str,
+        body: bytes = b"{}",
+        content_type: str = "application/json",
+        *,
+        key: str = "",
+    ) -> dict[str, Any]:
+        """Have it committed and run later: {"id", "state", "result"}. `key`: one answer for all with it."""
+        path = f"/f/{_quoted(namespace)}/{_quoted(name)}"
+        headers = {"content-type": content_type, "prefer": "respond-async"}
+        return self._json("POST", path, content=body, headers=headers | ({"idempotency-key": key} if key else {}))
+
+    def jobs(
+        self, *, namespace: str | None = None, state: str | None = None, limit: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Requests that are answered later, newest first."""
+        return self._list("jobs", "jobs", namespace=namespace, state=state, limit=limit)
+
+    def job(self, job: str) -> dict[str, Any]:
+        return self._json("GET", f"{PREFIX}/jobs/{_quoted(job)}")
+
+    def retry(self, job: str) -> dict[str, Any]:
+        """A dead letter gets its attempts again."""
+        return self._json("POST", f"{PREFIX}/jobs/{_quoted(job)}/retry")
+
+    def result(self, job: str, wait_s: float | None = None) -> Answer | None:
+        """What it was answered; None if it is not over after so many seconds (None: however long it takes).
+        Raises what it failed with."""
+        path = f"{PREFIX}/jobs/{_quoted(job)}/result"
+        while True:
+            asked = 30.0 if wait_s is None else min(wait_s, 30.0)
+            with self._translated():
+                response = self._http.get(path, params={"wait_s": asked})
+            if response.status_code >= 400:
+                raise _problem(response)
+            if response.status_code == 200:
+                return _answer(response)
+            if wait_s is not None:
+                wait_s -= asked
+                if wait_s <= 0:
+                    return None
 
     def _function(self, namespace: str, name: str) -> str:
         return f"{PREFIX}/functions/{_quoted(namespace)}/{_quoted(name)}"
@@ -282,6 +320,16 @@ class Client:
             raise Unavailable(
                 f"the connection to {self.where} broke: {said}", hint="see the server's log; is it still running?"
             ) from None
+
+
+def _answer(response: httpx.Response) -> Answer:
+    return Answer(
+        body=response.content,
+        type=response.headers.get("content-type", ""),
+        start=response.headers.get("x-instainfer-start", ""),
+        activation=response.headers.get("x-instainfer-activation", ""),
+        phases=parse_timing(response.headers.get("server-timing", "")),
+    )
 
 
 def _quoted(part: str) -> str:

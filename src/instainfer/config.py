@@ -84,10 +84,13 @@ class Limits(Section, frozen=True, kw_only=True):
     queue_s: Seconds = 60.0  # longest wait of a request for its instance
     load_s: Seconds = 300.0  # longest load of an instance, frozen time not counted
     log_bytes: Size = 65536  # kept of what one activation prints
+    jobs: Positive = 10_000  # requests to be answered later that wait, per namespace
+    attempts: Positive = 5  # of such a request, when its instance or the platform fails it
 
 
 class Records(Section, frozen=True, kw_only=True):
     keep_activations: Positive = 1_000_000
+    keep_answers_s: Seconds = 86400.0  # of requests that were answered later, and of OpenWhisk's activations
     keep_events_mb: Positive = 256
 
 

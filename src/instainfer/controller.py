@@ -122,11 +122,20 @@ class Controller:
 
     # ---- requests ------------------------------------------------------------------------------------------
 
-    def submit(self, spec: FunctionSpec, content_type: str, body: bytes, done: Callable[[Ticket], None]) -> Ticket:
-        """Accept a request. It ends exactly once, by a call of `done`, possibly before this returns."""
+    def submit(
+        self,
+        spec: FunctionSpec,
+        content_type: str,
+        body: bytes,
+        done: Callable[[Ticket], None],
+        *,
+        activation: str = "",
+    ) -> Ticket:
+        """Accept a request. It ends exactly once, by a call of `done`, possibly before this returns.
+        `activation`: its id, where it has one already."""
         request = next(self._requests)
         ticket = Ticket(request, spec, content_type, body, done)
-        ticket.activation = f"{self._salt}{request:024x}"
+        ticket.activation = activation or f"{self._salt}{request:024x}"
         ticket.arrived = self._clock.now()
         ticket.wall = self._clock.wall()
         self._last_request = request

@@ -230,6 +230,44 @@ class Phases(msgspec.Struct, frozen=True, kw_only=True):
     inference: float = 0.0
 
 
+class JobState(StrEnum):
+    WAITING = "waiting"  # for its turn, or for its next attempt
+    RUNNING = "running"
+    DONE = "done"  # the function answered, or raised
+    DEAD = "dead"  # given up: a dead letter
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    began: float  # wall time
+    ended: float
+    status: str  # "ok" or an error code
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that is remembered until some time after it was answered. Its id is that of its activation."""
+
+    id: str
+    namespace: str
+    function: str
+    content_type: str
+    body: bytes
+    created: float
+    key: str = ""  # the caller's idempotency key; one answer for all requests of the function that have it
+    digest: str = ""  # of content type and body, where there is a key
+    state: JobState = JobState.WAITING
+    due: float = 0.0  # of a waiting one: not before
+    attempts: tuple[Attempt, ...] = ()
+    answer_type: str = ""
+    answer: bytes = b""
+    problem: dict[str, Any] = {}  # instead of an answer; kept beside a waiting job: of its last attempt
+    start: str = ""  # start kind of its last attempt
+    finished: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        return self.state in (JobState.DONE, JobState.DEAD)
+
+
 class Activation(msgspec.Struct, frozen=True, kw_only=True):
     """The record of one invocation."""
 

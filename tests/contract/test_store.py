@@ -19,8 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instainfer.errors import NotFound, Unavailable
-from instainfer.model import Activation, Costs, FunctionSpec, Key, Phases, Profile, Quota, Role, Style
-from instainfer.store.base import LogLine, Store
+from instainfer.model import (
+    Activation,
+    Attempt,
+    Costs,
+    FunctionSpec,
+    Job,
+    JobState,
+    Key,
+    Phases,
+    Profile,
+    Quota,
+    Role,
+    Style,
+)
+from instainfer.store.base import Answered, LogLine, Store
 from instainfer.store.sql import SCHEMA, SqlStore
 from instainfer.store.writer import BatchWriter
 
@@ -186,13 +199,78 @@ def test_activations_are_listed_newest_first(store: Store) -> None:
         store.activation("absent")
 
 
-def test_adding_again_changes_nothing(store: Store) -> None:
+def test_adding_again_replaces(store: Store) -> None:
+    """An attempt follows another one under the same id."""
     first = activation("x", 1.0)
+    last = msgspec.structs.replace(first, wall=3.0)
     store.add_records([first, msgspec.structs.replace(first, wall=2.0)])
-    store.add_records([msgspec.structs.replace(first, wall=3.0), activation("y")])
-    assert store.activation("x") == first
+    store.add_records([last, activation("y")])
+    store.add_records([last])
+    assert store.activation("x") == last
     assert len(store.activations()) == 2
     store.add_records([], [])
+
+
+def test_answers(store: Store) -> None:
+    one = Answered(activation="x", wall=1.0, type="text/plain", body=b"\0one")
+    store.add_records([], [], [one])
+    assert store.answer("x") == one
+    assert store.answer("y") is None
+    again = msgspec.structs.replace(one, body=b"")
+    store.add_records([], [], [again])
+    assert store.answer("x") == again
+    store.prune_answers(before=2.0)
+    assert store.answer("x") is None
+
+
+# ---- jobs
+
+
+def job(id: str, created: float = 1.0, **more: Any) -> Job:
+    values: dict[str, Any] = {"namespace": "ns", "function": "f", "content_type": "", "body": b"\0in"}
+    return Job(id=id, created=created, **{**values, **more})
+
+
+def test_jobs(store: Store) -> None:
+    first, second = job("1", 1.0), job("2", 2.0, namespace="other")
+    assert store.save_jobs([second, first]) == [True, True]
+    assert store.job("1") == first
+    nothing = msgspec.structs.replace(first, body=b"")
+    assert store.unfinished_jobs() == [nothing, msgspec.structs.replace(second, body=b"")]
+    done = msgspec.structs.replace(
+        first,
+        state=JobState.DONE,
+        attempts=(Attempt(began=1.0, ended=2.0, status="ok"),),
+        answer=b"\0out",
+        answer_type="x/y",
+        start="warm",
+        problem={"detail": "é"},
+        finished=5.0,
+    )
+    assert store.save_jobs([done]) == [True]
+    assert store.job("1") == done
+    assert [one.id for one in store.unfinished_jobs()] == ["2"]
+    assert [one.id for one in store.jobs()] == ["2", "1"]
+    assert [one.id for one in store.jobs("ns", state=JobState.DONE)] == ["1"]
+    assert store.jobs("ns", state=JobState.DEAD) == store.jobs(skip=2) == []
+    assert [one.answer for one in store.jobs(limit=1, skip=1)] == [b""]
+    store.prune_answers(before=6.0)
+    assert [one.id for one in store.jobs()] == ["2"]
+    with pytest.raises(NotFound):
+        store.job("1")
+
+
+def test_a_key_is_one_jobs(store: Store) -> None:
+    first = job("1", key="k", digest="00")
+    assert store.save_jobs([first, job("2", key="k"), job("3", key="k", function="g"), job("4"), job("5")]) == [
+        True, False, True, True, True,
+    ]  # fmt: skip
+    assert store.job_by_key("ns", "f", "k") == first
+    assert store.job_by_key("ns", "f", "other") is None
+    assert store.save_jobs([job("2", key="k")]) == [False]
+    changed = msgspec.structs.replace(first, state=JobState.RUNNING)
+    assert store.save_jobs([changed]) == [True]
+    assert store.job_by_key("ns", "f", "k") == changed
 
 
 def test_logs_keep_their_order(store: Store) -> None:
@@ -347,7 +425,9 @@ class Refusing:
         self.tried = threading.Event()
         self.saved: list[Activation] = []
 
-    def add_records(self, activations: Sequence[Activation], logs: Sequence[LogLine]) -> None:
+    def add_records(
+        self, activations: Sequence[Activation], logs: Sequence[LogLine], answers: Sequence[Answered]
+    ) -> None:
         self.tried.set()
         if not self.open.is_set():
             raise Unavailable("database is locked")

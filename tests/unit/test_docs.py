@@ -171,7 +171,7 @@ def test_every_route_is_told() -> None:
             return self
 
     anything: Any = Anything()
-    described = manage.application(anything, anything, anything, anything, max_package=1).openapi()
+    described = manage.application(anything, anything, anything, anything, anything, max_package=1).openapi()
     text = page("reference/http.md")
     routes = {f"{m.upper()} {path}" for path, methods in described["paths"].items() for m in methods}
     assert len(routes) > 15

@@ -11,6 +11,7 @@ from instainfer.cli import (  # noqa: F401 # importing them registers their verb
     deploy,
     functions,
     invoke,
+    jobs,
     measure,
     namespace,
     ps,
@@ -24,7 +25,7 @@ __all__ = ["app", "main"]
 
 #: As `--help` lists them: the order in which one meets them.
 VERBS = (
-    *("serve", "deploy", "invoke", "ls", "get", "delete", "logs", "activations", "ps", "why"),
+    *("serve", "deploy", "invoke", "jobs", "ls", "get", "delete", "logs", "activations", "ps", "why"),
     *("preload", "offload", "hint", "pin", "unpin", "namespace", "status", "simulate", "profile", "demo", "bench"),
     "version",
 )

@@ -61,10 +61,30 @@ def invoke(
         typer.Option("--type", metavar="TYPE", help="Content type of --data [by the file's name, or JSON]."),
     ] = None,
     result: Annotated[bool, typer.Option("--result", help="Print only the answer's bytes, as they are.")] = False,
+    later: Annotated[
+        bool, typer.Option("--async", help="Return as soon as it is committed; `jobs` has its answer later.")
+    ] = False,
+    key: Annotated[
+        str, typer.Option("--key", metavar="KEY", help="--async: one answer for all requests with this key.")
+    ] = "",
 ) -> None:
     """Call a function. The answer goes to stdout; how it started and where the time went, to stderr."""
     body, kind = _request(param or [], param_file, data, type_)
-    answer = session.client.invoke(*split_name(name), body, kind)
+    if later:
+        job = session.client.begin(*split_name(name), body, kind, key=key)
+        if session.json:
+            print_json(job)
+        else:
+            typer.echo(job["id"])
+            typer.echo(f"`instainfer jobs {job['id']} --wait` gives its answer", err=True)
+        return
+    if key:
+        raise Usage("--key is for --async", hint="add --async")
+    say(session, session.client.invoke(*split_name(name), body, kind), result=result)
+
+
+def say(session: Session, answer: Answer, *, result: bool) -> None:
+    """An answer, as all that get one print it."""
     if result:
         sys.stdout.buffer.write(answer.body)
         sys.stdout.buffer.flush()

@@ -148,6 +148,12 @@ class Access:
         else:
             use.quota = quota
 
+    def charge(self, namespace: str) -> None:
+        """Count a request that will run some time. Raises OverQuota."""
+        use = self._used.get(namespace)
+        if use is not None:
+            use.charge(self._clock.now())
+
     def admit(self, namespace: str, done: Callable[[Ticket], Any]) -> Callable[[Ticket], Any]:
         """Count a request against its namespace's quota; returns what its end is to be told to instead of `done`.
         Raises OverQuota."""
@@ -180,6 +186,11 @@ class _Use:
                 hint="wait for an answer before the next request, or have the quota raised",
                 retry_after_s=1.0,
             )
+        self.charge(now)
+        self.running += 1
+
+    def charge(self, now: float) -> None:
+        quota = self.quota
         if quota.requests_per_minute:
             rate = quota.requests_per_minute / 60.0
             tokens = min(float(quota.requests_per_minute), self._tokens + (now - self._at) * rate)
@@ -192,7 +203,6 @@ class _Use:
                     retry_after_s=(1.0 - tokens) / rate,
                 )
             self._tokens = tokens - 1.0
-        self.running += 1
 
 
 def _hash(secret: bytes) -> str:

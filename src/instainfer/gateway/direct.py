@@ -2,8 +2,8 @@
 
 `POST /f/NAMESPACE/NAME` on a connection with nothing else under way goes from the parser to the controller, and
 its answer from the controller's call back to the transport. Everything else (another method, a query, an escape, a
-second request before the first was answered, Expect, a wrong key, a body over the limit) takes uvicorn's own way
-to the same application.
+second request before the first was answered, Expect, Prefer, an idempotency key, a wrong key, a body over the
+limit) takes uvicorn's own way to the same application.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class Protocol(HttpToolsProtocol):
                     return None
             elif name == b"authorization":
                 given = value
+            elif name == b"idempotency-key" or name == b"prefer":
+                return None
         try:
             who = self._hot.access.who(given) if self._asks else OWNER
         except NotAllowed:

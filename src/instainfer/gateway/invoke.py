@@ -6,30 +6,41 @@ Raw ASGI. The body is never parsed, a warm hit decides nothing here, and nothing
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
 from instainfer.books import Ticket
 from instainfer.controller import Controller
-from instainfer.errors import InstaInferError, NotFound, TooLarge, Unavailable, WrongMethod
+from instainfer.errors import BadInput, InstaInferError, NotFound, TooLarge, Unavailable, WrongMethod
 from instainfer.gateway.access import OWNER, Access, Principal
 from instainfer.gateway.problems import render
-from instainfer.model import FunctionSpec
+from instainfer.model import FunctionSpec, Job
+from instainfer.work import Work, error_of
 
 PREFIX = "/f/"
+LONGEST_KEY = 255
+
+Response = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
 
 
 class Invoke:
-    def __init__(self, controller: Controller, access: Access, *, max_body: int) -> None:
+    def __init__(self, controller: Controller, access: Access, work: Work, *, max_body: int) -> None:
         self.stopping = False
         self.controller = controller
         self.access = access
+        self.work = work
         self.max_body = max_body
         self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            ticket, answered = await self._accept(scope, receive)
+            spec, content_type, body = await self._read(scope, receive)
+            key, later = _wishes(scope["headers"])
+            if key or later:
+                await _send(send, *await self._durable(spec, content_type, body, key, later=later))
+                return
+            ticket, answered = self._begin(spec, content_type, body)
         except InstaInferError as refused:
             await _send(send, *render(refused))
             return
@@ -41,7 +52,16 @@ class Invoke:
             await self._wait(ticket, answered, receive)
         await _send(send, *self.response(ticket))
 
-    def response(self, ticket: Ticket) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _durable(
+        self, spec: FunctionSpec, content_type: str, body: bytes, key: str, *, later: bool
+    ) -> Response:
+        """The response to a request that is committed before it runs: with a key, or to be answered later."""
+        self.access.charge(spec.namespace)
+        job = await self.work.accept(spec, content_type, body, key=key)
+        replayed = job.over
+        return accepted(job) if later else outcome(await self.work.result(job), replayed=replayed)
+
+    def response(self, ticket: Ticket) -> Response:
         """Status, headers and body of an answered one."""
         error = ticket.error
         extra = [
@@ -84,8 +104,8 @@ class Invoke:
             )
         return spec
 
-    async def _accept(self, scope: Any, receive: Any) -> tuple[Ticket, asyncio.Future[None]]:
-        """Read the request and hand it over. Raises what is wrong with it."""
+    async def _read(self, scope: Any, receive: Any) -> tuple[FunctionSpec, str, bytes]:
+        """Whom the request is for, its content type and body. Raises what is wrong with it."""
         path, method = scope["path"], scope["method"]
         if method != "POST":
             key = path[len(PREFIX) :]
@@ -116,7 +136,10 @@ class Invoke:
             body = b"".join(parts)
         elif message["type"] == "http.disconnect":
             raise ClientGone
-        answered = self._loop.create_future()
+        return spec, content_type, body
+
+    def _begin(self, spec: FunctionSpec, content_type: str, body: bytes) -> tuple[Ticket, asyncio.Future[None]]:
+        answered: asyncio.Future[None] = self._loop.create_future()
 
         def done(_: Ticket) -> None:
             if not answered.done():
@@ -143,6 +166,49 @@ class Invoke:
         finally:
             gone.cancel()
         await answered
+
+
+def _wishes(headers: list[tuple[bytes, bytes]]) -> tuple[str, bool]:
+    """Its idempotency key, and whether its answer is to be fetched later. Raises BadInput."""
+    key, later = "", False
+    for name, value in headers:
+        if name == b"idempotency-key":
+            key = value.decode("latin-1").strip()
+            if not key or len(key) > LONGEST_KEY:
+                raise BadInput(
+                    "the idempotency key cannot be used",
+                    hint=f"send 1 to {LONGEST_KEY} characters, such as a UUID",
+                )
+        elif name == b"prefer":
+            later = later or any(part.strip().lower() == b"respond-async" for part in value.split(b","))
+    return key, later
+
+
+def accepted(job: Job) -> Response:
+    """202: it is committed, and this is where its answer will be."""
+    where = f"/instainfer/v1/jobs/{job.id}"
+    body = json.dumps({"id": job.id, "state": job.state.value, "result": f"{where}/result"}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"location", where.encode()),
+        (b"preference-applied", b"respond-async"),
+        (b"x-instainfer-activation", job.id.encode()),
+    ]
+    return 202, headers, body
+
+
+def outcome(job: Job, *, replayed: bool = False) -> Response:
+    """What one that is over was answered, or what it failed with."""
+    extra = [(b"x-instainfer-start", job.start.encode()), (b"x-instainfer-activation", job.id.encode())]
+    if replayed:
+        extra.append((b"idempotency-replayed", b"true"))
+    error = error_of(job)
+    if error is not None:
+        status, headers, body = render(error, job.id)
+        return status, headers + extra, body
+    kind = job.answer_type.encode("latin-1", "replace")
+    return 200, [(b"content-type", kind), (b"content-length", b"%d" % len(job.answer)), *extra], job.answer
 
 
 class ClientGone(Exception):

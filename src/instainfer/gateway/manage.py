@@ -19,15 +19,18 @@ from instainfer.errors import BadInput, Conflict, InstaInferError, NotFound, Too
 from instainfer.gateway import namespaces, present
 from instainfer.gateway.access import Access, Principal
 from instainfer.gateway.health import Health
+from instainfer.gateway.invoke import accepted, outcome
 from instainfer.gateway.namespaces import Caller
 from instainfer.gateway.problems import render
-from instainfer.model import Activation, Quota, Role
+from instainfer.model import Activation, Job, JobState, Quota, Role
+from instainfer.work import Work
 
 PREFIX = "/instainfer/v1"
+LONGEST_WAIT_S = 60.0
 
 
 def application(
-    health: Health, deployer: Deployer, access: Access, locked: Callable[[], None], *, max_package: int
+    health: Health, deployer: Deployer, access: Access, work: Work, locked: Callable[[], None], *, max_package: int
 ) -> FastAPI:
     """`locked` hears that keys are asked for from now on."""
     app = FastAPI(
@@ -287,6 +290,48 @@ def application(
         return {"activation": present.activation(record), "predictor": health.predictor} | why.tell(
             record, explanation
         )
+
+    # ---- jobs ----------------------------------------------------------------------------------------------
+
+    @api.get("/jobs")
+    async def list_jobs(
+        who: Caller,
+        namespace: str | None = None,
+        state: JobState | None = None,
+        limit: Annotated[int, Query(ge=1, le=2000)] = 50,
+        skip: Annotated[int, Query(ge=0)] = 0,
+    ) -> dict[str, Any]:
+        """Requests that are answered later, newest first; `?state=dead` are the dead letters."""
+        namespace = within(who, namespace)
+        found = await asyncio.to_thread(store.jobs, namespace, state=state, limit=limit, skip=skip)
+        return {"jobs": [present.job(one) for one in found]}
+
+    async def find_job(who: Principal, id: str) -> Job:
+        found = await work.find(id)
+        if not who.sees(found.namespace):
+            raise NotFound(f"there is no job {id!r}", hint="`instainfer jobs` shows the latest")
+        return found
+
+    @api.get("/jobs/{id}")
+    async def get_job(who: Caller, id: str) -> dict[str, Any]:
+        """Its state at once, whether it is over or not."""
+        return present.job(await find_job(who, id))
+
+    @api.get("/jobs/{id}/result")
+    async def job_result(
+        who: Caller, id: str, wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 0.0
+    ) -> Response:
+        """What it was answered, as it is, or the problem that it failed with; 202 while it is not over."""
+        job = await work.result(await find_job(who, id), wait_s)
+        status, headers, body = outcome(job) if job.over else accepted(job)
+        return Response(body, status, {key.decode(): value.decode("latin-1") for key, value in headers})
+
+    @api.post("/jobs/{id}/retry")
+    async def retry_job(who: Caller, id: str) -> dict[str, Any]:
+        """A dead letter gets its attempts again."""
+        job = await find_job(who, id)
+        who.check(job.namespace)
+        return present.job(await work.revive(job))
 
     @api.get("/containers")
     async def containers(who: Caller) -> dict[str, Any]:

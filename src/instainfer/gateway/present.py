@@ -7,7 +7,7 @@ from typing import Any
 from instainfer.controller import Controller
 from instainfer.core.libraries import Zygote
 from instainfer.core.state import Container, FunctionState
-from instainfer.model import Activation, FunctionSpec, Phases, Profile, version_of
+from instainfer.model import Activation, FunctionSpec, Job, Phases, Profile, version_of
 from instainfer.store.base import LogLine
 
 MB = 1e6
@@ -120,6 +120,25 @@ def version(spec: FunctionSpec, current: int) -> dict[str, Any]:
         "digest": spec.digest,
         "created": spec.wall,
         "current": spec.version == current,
+    }
+
+
+def job(of: Job) -> dict[str, Any]:
+    return {
+        "id": of.id,
+        "namespace": of.namespace,
+        "function": of.function,
+        "state": of.state.value,
+        "key": of.key,
+        "created": of.created,
+        "due": of.due or None,
+        "finished": of.finished or None,
+        "attempts": [
+            {"began": one.began, "ended": one.ended or None, "status": one.status or "running"}
+            for one in of.attempts
+        ],
+        "error": of.problem.get("detail", ""),
+        "hint": of.problem.get("hint", ""),
     }
 
 

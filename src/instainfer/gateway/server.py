@@ -45,6 +45,7 @@ from instainfer.policies.predict.forecast import Forecast
 from instainfer.sandbox import probe
 from instainfer.store.sql import SqlStore
 from instainfer.store.writer import BatchWriter
+from instainfer.work import Work
 
 log = logging.getLogger("instainfer")
 
@@ -175,8 +176,10 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
 
     if access.asked:
         locked()
-    hot = invoke.Invoke(controller, access, max_body=settings.server.max_body)
-    app = _router(hot, manage.application(health, deployer, access, locked, max_package=256_000_000))
+    work = Work(controller, store, clock, attempts=settings.limits.attempts, most=settings.limits.jobs)
+    await work.start()
+    hot = invoke.Invoke(controller, access, work, max_body=settings.server.max_body)
+    app = _router(hot, manage.application(health, deployer, access, work, locked, max_package=256_000_000))
     admin.unlink(missing_ok=True)
     local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)  # the admin socket asks for no key: it is this user's alone
@@ -193,7 +196,9 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
 
     async def drain() -> None:
         hot.stopping = health.stopping = True
+        work.stop()
         await controller.drain(settings.server.drain_s)
+        await work.settle()
 
     stack.push_async_callback(drain)
     _announce(settings, health, listening)
@@ -282,5 +287,6 @@ async def _prune(store: SqlStore, settings: Settings, clock: BootClock) -> None:
                 keep_s=KEEP_RECORDS_S,
                 wall=clock.wall(),
             )
+            await asyncio.to_thread(store.prune_answers, clock.wall() - settings.records.keep_answers_s)
         except InstaInferError as error:
             log.warning("old records stay for now: %s", error.message)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from instainfer.model import Activation, FunctionSpec, Key, Profile, Quota
+from instainfer.model import Activation, FunctionSpec, Job, JobState, Key, Profile, Quota
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +23,15 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     stream: str  # "stdout" or "stderr"
     wall: float
     text: str
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
+    """What an activation answered, where its caller may ask again for it."""
+
+    activation: str
+    wall: float
+    type: str
+    body: bytes
 
 
 class Store(Protocol):
@@ -84,8 +93,10 @@ class Store(Protocol):
         """(namespace, name), sorted."""
         ...
 
-    def add_records(self, activations: Sequence[Activation], logs: Sequence[LogLine] = ()) -> None:
-        """All in one transaction. An activation whose id is there already is left as it is."""
+    def add_records(
+        self, activations: Sequence[Activation], logs: Sequence[LogLine] = (), answers: Sequence[Answered] = ()
+    ) -> None:
+        """All in one transaction. An activation or answer whose id is there already is replaced."""
         ...
 
     def activations(
@@ -105,6 +116,29 @@ class Store(Protocol):
         """Raises NotFound."""
         ...
 
+    def answer(self, activation: str) -> Answered | None: ...
+
+    def save_jobs(self, jobs: Sequence[Job]) -> list[bool]:
+        """Write them, new or changed, in one transaction that outlives a power failure. False for a new one
+        whose key another job of the function has: that one is not written."""
+        ...
+
+    def job(self, id: str) -> Job:
+        """Raises NotFound."""
+        ...
+
+    def job_by_key(self, namespace: str, function: str, key: str) -> Job | None: ...
+
+    def unfinished_jobs(self) -> list[Job]:
+        """In order of creation, without their bodies."""
+        ...
+
+    def jobs(
+        self, namespace: str | None = None, *, state: JobState | None = None, limit: int = 50, skip: int = 0
+    ) -> list[Job]:
+        """Newest first, without their bodies and answers."""
+        ...
+
     def logs(self, activation: str) -> list[LogLine]:
         """In the order they were added; [] for an unknown activation."""
         ...
@@ -112,6 +146,10 @@ class Store(Protocol):
     def prune(self, *, keep_activations: int, keep_s: float, wall: float) -> int:
         """Drop activations older than `wall - keep_s` and all but the newest `keep_activations`, with their
         logs. Returns how many activations went."""
+        ...
+
+    def prune_answers(self, before: float) -> None:
+        """Drop answers, and jobs that are over, of before that wall time."""
         ...
 
     def close(self) -> None: ...

@@ -18,10 +18,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import QueuePool
 
 from instainfer.errors import NotFound, Unavailable
-from instainfer.model import Activation, FunctionSpec, Key, Phases, Profile, Quota, Role
-from instainfer.store.base import LogLine
+from instainfer.model import Activation, Attempt, FunctionSpec, Job, JobState, Key, Phases, Profile, Quota, Role
+from instainfer.store.base import Answered, LogLine
 
-SCHEMA = 2  # 2: keys and quotas, in tables of their own
+SCHEMA = 3  # 2: keys and quotas, 3: jobs and answers, in tables of their own
 
 _tables = sa.MetaData()
 _meta = sa.Table("meta", _tables, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text))
@@ -110,9 +110,41 @@ _logs = sa.Table(  # no foreign key: lines may be written before the activation 
     sa.Column("text", sa.Text, nullable=False),
 )
 
+_answers = sa.Table(
+    "answers",
+    _tables,
+    sa.Column("activation", sa.Text, primary_key=True),
+    sa.Column("wall", sa.Float, nullable=False, index=True),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+_jobs = sa.Table(
+    "jobs",
+    _tables,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("function", sa.Text, nullable=False),
+    sa.Column("content_type", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("key", sa.Text),  # NULL where there is none: NULLs are not equal to each other
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("due", sa.Float, nullable=False),
+    sa.Column("attempts", sa.Text, nullable=False),
+    sa.Column("answer_type", sa.Text, nullable=False),
+    sa.Column("answer", sa.LargeBinary, nullable=False),
+    sa.Column("problem", sa.Text, nullable=False),
+    sa.Column("start", sa.Text, nullable=False),
+    sa.Column("finished", sa.Float, nullable=False),
+    sa.UniqueConstraint("namespace", "function", "key"),
+    sa.Index("jobs_by_state", "state", "created"),
+    sa.Index("jobs_by_namespace", "namespace", sa.text("created DESC")),
+)
+
 _encode = msgspec.json.Encoder().encode
 _COLUMNS, _MARKS = ", ".join(_FIELDS), ", ".join("?" * len(_FIELDS))
-_INSERT = f"INSERT INTO activations ({_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT (id) DO NOTHING"
+_INSERT = f"INSERT OR REPLACE INTO activations ({_COLUMNS}) VALUES ({_MARKS})"
 _PHASES = list(_FIELDS).index("phases")
 
 
@@ -122,6 +154,26 @@ def _row(activation: Activation) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def _job_row(job: Job) -> dict[str, Any]:
+    values = msgspec.structs.asdict(job)
+    values["key"] = job.key or None
+    values["attempts"] = _encode(job.attempts).decode()
+    values["problem"] = _encode(job.problem).decode()
+    return values
+
+
+def _job(row: Any) -> Job:
+    values = dict(row._mapping)
+    values["key"] = values["key"] or ""
+    values["state"] = JobState(values["state"])
+    values["attempts"] = _attempts.decode(values["attempts"])
+    values["problem"] = msgspec.json.decode(values["problem"])
+    return Job(**values)
+
+
+_attempts = msgspec.json.Decoder(tuple[Attempt, ...])
+#: Of a job, when its contents are not asked for.
+_NO_BYTES = sa.literal(b"", sa.LargeBinary)
 _phases = msgspec.json.Decoder(Phases)
 _spec = msgspec.json.Decoder(FunctionSpec)
 _profile = msgspec.json.Decoder(Profile)
@@ -163,9 +215,10 @@ class SqlStore:
         return self._url.database or "in memory"
 
     @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
+    def _write(self, *, durable: bool = False) -> Iterator[sa.Connection]:
+        """A transaction; what it wrote is there after a kill, and where `durable`, after a power failure."""
         with self._translated(), self._writing, self._engine.connect() as db:
-            db = db.execution_options(instainfer_write=True)
+            db = db.execution_options(instainfer_write=True, instainfer_durable=durable)
             with db.begin():
                 yield db
 
@@ -197,6 +250,11 @@ class SqlStore:
 
     def _insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
         return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
+
+    def _replace(self, table: sa.Table, key: str) -> sa.Insert:
+        row = self._insert(table)
+        changed = {column.name: row.excluded[column.name] for column in table.columns if column.name != key}
+        return row.on_conflict_do_update(index_elements=[key], set_=changed)
 
     # ---- namespaces and functions
 
@@ -354,7 +412,9 @@ class SqlStore:
 
     # ---- activations and logs
 
-    def add_records(self, activations: Sequence[Activation], logs: Sequence[LogLine] = ()) -> None:
+    def add_records(
+        self, activations: Sequence[Activation], logs: Sequence[LogLine] = (), answers: Sequence[Answered] = ()
+    ) -> None:
         lines = [msgspec.structs.asdict(line) for line in logs]
         with self._write() as db:
             if activations and self._engine.dialect.name == "sqlite":
@@ -364,9 +424,12 @@ class SqlStore:
             elif activations:
                 names = list(_FIELDS)
                 rows = [dict(zip(names, _row(activation), strict=True)) for activation in activations]
-                db.execute(self._insert(_activations).on_conflict_do_nothing(index_elements=["id"]), rows)
+                db.execute(self._replace(_activations, "id"), rows)
             if lines:
                 db.execute(sa.insert(_logs), lines)
+            if answers:
+                rows = [msgspec.structs.asdict(answer) for answer in answers]
+                db.execute(self._replace(_answers, "activation"), rows)
 
     def activations(
         self,
@@ -406,6 +469,74 @@ class SqlStore:
         with self._read() as db:
             return [LogLine(**row._mapping) for row in db.execute(query)]
 
+    def answer(self, activation: str) -> Answered | None:
+        with self._read() as db:
+            row = db.execute(sa.select(_answers).where(_answers.c.activation == activation)).one_or_none()
+        return None if row is None else Answered(**row._mapping)
+
+    # ---- jobs
+
+    def save_jobs(self, jobs: Sequence[Job]) -> list[bool]:
+        row = self._insert(_jobs)
+        changes = ("state", "due", "attempts", "answer_type", "answer", "problem", "start", "finished")
+        known = row.on_conflict_do_update(
+            index_elements=["id"], set_={name: row.excluded[name] for name in changes}
+        )
+        same = sa.select(_jobs.c.id)
+        saved = []
+        with self._write(durable=True) as db:
+            for job in jobs:
+                if job.key:
+                    c = _jobs.c
+                    taken = db.scalar(
+                        same.where(*_of_key(job.namespace, job.function, job.key), c.id != job.id).limit(1)
+                    )
+                    if taken is not None:
+                        saved.append(False)
+                        continue
+                db.execute(known, _job_row(job))
+                saved.append(True)
+        return saved
+
+    def job(self, id: str) -> Job:
+        with self._read() as db:
+            row = db.execute(sa.select(_jobs).where(_jobs.c.id == id)).one_or_none()
+        if row is None:
+            raise NotFound(
+                f"there is no job {id!r}", hint="jobs that are over are kept for records.keep_answers_s"
+            )
+        return _job(row)
+
+    def job_by_key(self, namespace: str, function: str, key: str) -> Job | None:
+        with self._read() as db:
+            row = db.execute(sa.select(_jobs).where(*_of_key(namespace, function, key))).one_or_none()
+        return None if row is None else _job(row)
+
+    def unfinished_jobs(self) -> list[Job]:
+        there = [_NO_BYTES.label(c.name) if c.name == "body" else c for c in _jobs.columns]
+        open_states = (JobState.WAITING.value, JobState.RUNNING.value)
+        query = sa.select(*there).where(_jobs.c.state.in_(open_states)).order_by(_jobs.c.created, _jobs.c.id)
+        with self._read() as db:
+            return [_job(row) for row in db.execute(query)]
+
+    def jobs(
+        self, namespace: str | None = None, *, state: JobState | None = None, limit: int = 50, skip: int = 0
+    ) -> list[Job]:
+        there = [_NO_BYTES.label(c.name) if c.name in ("body", "answer") else c for c in _jobs.columns]
+        query = sa.select(*there).order_by(_jobs.c.created.desc(), _jobs.c.id.desc()).limit(limit).offset(skip)
+        if namespace is not None:
+            query = query.where(_jobs.c.namespace == namespace)
+        if state is not None:
+            query = query.where(_jobs.c.state == state.value)
+        with self._read() as db:
+            return [_job(row) for row in db.execute(query)]
+
+    def prune_answers(self, before: float) -> None:
+        over = _jobs.c.state.in_((JobState.DONE.value, JobState.DEAD.value))
+        with self._write() as db:
+            db.execute(sa.delete(_answers).where(_answers.c.wall < before))
+            db.execute(sa.delete(_jobs).where(over, _jobs.c.finished < before))
+
     def prune(self, *, keep_activations: int, keep_s: float, wall: float) -> int:
         c = _activations.c
         newest = sa.select(c.wall, c.id).order_by(c.wall.desc(), c.id.desc()).offset(keep_activations).limit(1)
@@ -429,6 +560,11 @@ class SqlStore:
 
 def _is(table: sa.Table, namespace: str, name: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     return table.c.namespace == namespace, table.c.name == name
+
+
+def _of_key(namespace: str, function: str, key: str) -> tuple[sa.ColumnElement[bool], ...]:
+    c = _jobs.c
+    return c.namespace == namespace, c.function == function, c.key == key
 
 
 def _activation(row: Any) -> Activation:
@@ -455,7 +591,11 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
     def _began(db: sa.Connection) -> None:
         # IMMEDIATE: a transaction that reads first and writes later would fail at once, without waiting,
         # if another had written in between.
-        writes = db.get_execution_options().get("instainfer_write")
-        db.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = db.get_execution_options()
+        if options.get("instainfer_write"):
+            db.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get('instainfer_durable') else 'NORMAL'}")
+            db.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            db.exec_driver_sql("BEGIN")
 
     return engine

@@ -8,7 +8,9 @@ from collections import deque
 
 from instainfer.errors import InstaInferError
 from instainfer.model import Activation
-from instainfer.store.base import LogLine, Store
+from instainfer.store.base import Answered, LogLine, Store
+
+Record = Activation | LogLine | Answered
 
 _log = logging.getLogger("instainfer.store")
 
@@ -29,7 +31,7 @@ class BatchWriter:
         self._store = store
         self._every_s = every_s
         self._most = most
-        self._queue: deque[Activation | LogLine] = deque()
+        self._queue: deque[Record] = deque()
         self._unsaved: dict[str, Activation] = {}
         self._asleep = True  # the writer waits for `_wake`, so that an idle server has no timer running
         self._wake = threading.Event()
@@ -41,7 +43,7 @@ class BatchWriter:
         self._thread = threading.Thread(target=self._run, name="instainfer-records", daemon=True)
         self._thread.start()
 
-    def put(self, record: Activation | LogLine) -> None:
+    def put(self, record: Record) -> None:
         """From one thread only (the event loop's)."""
         queue = self._queue
         if len(queue) >= self._most:
@@ -114,7 +116,7 @@ class BatchWriter:
                 if not self._save(batch):
                     return
 
-    def _take(self, count: int) -> list[Activation | LogLine]:
+    def _take(self, count: int) -> list[Record]:
         batch = []
         for _ in range(count):
             try:
@@ -123,15 +125,16 @@ class BatchWriter:
                 break
         return batch
 
-    def _save(self, batch: list[Activation | LogLine]) -> bool:
+    def _save(self, batch: list[Record]) -> bool:
         """Until it is saved; False when closing and the store still refuses."""
         activations = [record for record in batch if isinstance(record, Activation)]
         logs = [record for record in batch if isinstance(record, LogLine)]
+        answers = [record for record in batch if isinstance(record, Answered)]
         wait_s = 0.05
         said = False
         while True:
             try:
-                self._store.add_records(activations, logs)
+                self._store.add_records(activations, logs, answers)
                 break
             except InstaInferError as error:
                 if not said:
