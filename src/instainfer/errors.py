@@ -5,6 +5,7 @@ InstaInferError                         500  something of ours broke
 │   ├── BadPackage                      400  a package that is unsafe or has no entry point
 │   ├── BadSettings                     400  function.toml or instainfer.toml says something impossible
 │   ├── WrongMethod                     405  not how this address is used
+│   ├── Unsupported                     501  a part of somebody else's protocol that is not there
 │   └── TooLarge                        413  a body or an answer over its limit
 ├── NotAllowed                          401  no key, or a wrong one
 ├── Forbidden                           403  a key of another namespace, or of too small a role
@@ -89,6 +90,11 @@ class BadSettings(BadInput):
 class WrongMethod(BadInput):
     status = 405
     code = "wrong_method"
+
+
+class Unsupported(BadInput):
+    status = 501
+    code = "unsupported"
 
 
 class TooLarge(BadInput):

@@ -13,6 +13,10 @@ from typing import Any
 import msgspec
 
 
+#: Of variables that tell a function its own name, and libraries nothing.
+OWN_NAMES = "__OW_"
+
+
 class Level(IntEnum):
     """How far an instance has come; each level includes the ones below."""
 
@@ -154,7 +158,8 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
         """Content key of the zygote that it may be forked from: what is imported, and what may change that."""
         if not self.zygote:
             return ""
-        variables = "".join(f"{key}={value}\0" for key, value in sorted(self.variables.items()))
+        given = sorted(self.variables.items())
+        variables = "".join(f"{key}={value}\0" for key, value in given if not key.startswith(OWN_NAMES))
         mark = hashlib.sha256(variables.encode()).hexdigest()[:12] if variables else ""
         zone = self.namespace + ("+network" if self.network else "")
         return "|".join((zone, self.environment or self.interpreter, mark))

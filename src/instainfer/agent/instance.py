@@ -163,6 +163,7 @@ class InstanceHost(asyncio.Protocol):
             "sample": revision.sample,
             "sample_type": revision.sample_type,
             "concurrency": revision.concurrency,
+            "timeout_s": revision.timeout_s,
             "max_answer": revision.max_answer,
             "threads": revision.threads,
             "declared": list(revision.declared),

@@ -7,13 +7,14 @@ import contextlib
 import fcntl
 import functools
 import gc
+import json
 import logging
 import os
 import secrets
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,21 @@ from instainfer.core.state import State
 from instainfer.deploy import Deployer
 from instainfer.errors import BadSettings, InstaInferError, NotAllowed, Unavailable
 from instainfer.eventlog import EventLog
-from instainfer.gateway import invoke, manage
+from instainfer.gateway import invoke, manage, openwhisk
 from instainfer.gateway.access import Access
 from instainfer.gateway.direct import Protocol
 from instainfer.gateway.health import Health
+from instainfer.gateway.openwhisk import OpenWhisk
 from instainfer.gateway.problems import render
 from instainfer.listening import bind, serving, url
 from instainfer.observe import Metrics
 from instainfer.policies import registry
 from instainfer.policies.predict.forecast import Forecast
 from instainfer.sandbox import probe
+from instainfer.shadow.follower import wanted
+from instainfer.shadow.live import Live
+from instainfer.shadow.messages import Start
+from instainfer.shadow.watch import Shadows
 from instainfer.store.sql import SqlStore
 from instainfer.store.writer import BatchWriter
 from instainfer.work import Work
@@ -63,6 +69,7 @@ def run(settings: Settings) -> None:
     for noisy in ("httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     policies(settings)  # a wrong name is said before anything is touched
+    shadows(settings)
     uvloop.run(_serve(settings))
 
 
@@ -75,6 +82,17 @@ def policies(settings: Settings) -> tuple[State, str]:
     keep_alive = registry.keep_alive(wanted.keep_alive, **timed)
     forecast = Forecast(registry.predictor(predictor))
     return State(forecast, keep_alive, mode.policy, queue_limit=settings.limits.queue), predictor
+
+
+def shadows(settings: Settings) -> list[Start]:
+    """Those that are asked for, under these settings. Raises BadSettings."""
+    return wanted(
+        settings.policy.shadow,
+        keep_alive=settings.policy.keep_alive,
+        keep_alive_s=settings.policy.keep_alive_s,
+        queue_limit=settings.limits.queue,
+        give_up_s=settings.limits.queue_s,
+    )
 
 
 async def _serve(settings: Settings) -> None:
@@ -133,20 +151,27 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         zygote_memory=settings.node.zygote_memory,
     )
     state, predictor = policies(settings)
+    names = {"mode": settings.policy.mode, "predictor": predictor, "keep_alive": settings.policy.keep_alive}
     events = EventLog(
         data / "events",
         epoch=epoch,
-        policy={"mode": settings.policy.mode, "predictor": predictor, "keep_alive": settings.policy.keep_alive},
+        policy=names,
         keep_bytes=settings.records.keep_events_mb * 1_000_000,
     )
+    books = Books(clock, writer, Metrics(), epoch=epoch)
     controller = Controller(
         Platform(state),
         [agent],
         clock,
         events,
-        Books(clock, writer, Metrics(), epoch=epoch),
+        books,
         queue_s=settings.limits.queue_s,
     )
+    beside = Shadows(shadows(settings), clock, Live(clock, books), names)
+    if beside.shadows:
+        stack.push_async_callback(beside.aclose)
+        await beside.begin()
+        controller.watcher = beside
     deployer = Deployer(
         controller,
         store,
@@ -159,13 +184,23 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         largest=settings.node.memory,
     )
     await controller.start(deployer.package)
+    books.metrics.gauges = lambda: [*books.gauges(state), *beside.gauges()]
     stack.push_async_callback(controller.aclose)
     for namespace, quota in store.quotas().items():
         controller.feed(ev.NamespaceLimited(namespace=namespace, memory=quota.memory))
     await _republish(store, deployer, controller)
 
     health = Health(
-        controller, store, writer, sandbox, clock, settings, data / "events", predictor, started=clock.now()
+        controller,
+        store,
+        writer,
+        sandbox,
+        clock,
+        settings,
+        data / "events",
+        predictor,
+        started=clock.now(),
+        shadows=beside,
     )
     admin = data / "admin.sock"
 
@@ -179,7 +214,9 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     work = Work(controller, store, clock, attempts=settings.limits.attempts, most=settings.limits.jobs)
     await work.start()
     hot = invoke.Invoke(controller, access, work, max_body=settings.server.max_body)
-    app = _router(hot, manage.application(health, deployer, access, work, locked, max_package=256_000_000))
+    whisk = OpenWhisk(hot, deployer, store, writer, api_host=url(listening))
+    management = manage.application(health, deployer, access, work, locked, max_package=256_000_000)
+    app = _router({invoke.PREFIX: hot, openwhisk.PREFIX: whisk.application()}, management)
     admin.unlink(missing_ok=True)
     local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)  # the admin socket asks for no key: it is this user's alone
@@ -235,12 +272,15 @@ async def _republish(store: SqlStore, deployer: Deployer, controller: Controller
             await controller.ask(lambda token, key=key: ev.PinChanged(token=token, function=key, pinned=True))  # type: ignore[misc]
 
 
-def _router(hot: App, management: App) -> App:
+def _router(faces: Mapping[str, App], management: App) -> App:
+    """`faces`: by the beginning of their paths."""
+
     async def route(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(invoke.PREFIX):
-            await hot(scope, receive, send)
-        else:
-            await management(scope, receive, send)
+        if scope["type"] == "http":
+            for prefix, face in faces.items():
+                if scope["path"].startswith(prefix):
+                    return await face(scope, receive, send)
+        return await management(scope, receive, send)
 
     return route
 
@@ -256,6 +296,9 @@ def _gate(app: App, access: Access) -> App:
             who = access.who(dict(scope["headers"]).get(b"authorization", b""))
         except NotAllowed as error:
             status, headers, body = render(error)
+            if scope["path"].startswith(openwhisk.PREFIX):
+                body = json.dumps(openwhisk.failed(error)[1]).encode()
+                headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Basic")]
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return None

@@ -158,6 +158,7 @@ class Session:
         self._digest = ""
         self._loaded = False
         self._ready = False
+        self._whisk = "__OW_ACTION_NAME" in os.environ
         self._wait = _Waiter(threaded=self._concurrency > 1)
         self._fast = fastpaths.FastPaths(spec)
 
@@ -199,11 +200,19 @@ class Session:
         while True:
             kind, request, meta, body = self._channel.take()
             if kind == frames.CALL:
+                if self._whisk:
+                    self._tell(meta)
                 return request, meta.get("type", ""), body
             if kind == frames.STOP:
                 return None
             if kind == frames.RAISE:  # it is as high as it gets
                 self._say_ready(LOADED)
+
+    def _tell(self, meta: dict) -> None:
+        """What an OpenWhisk action reads from its environment. Calls side by side overwrite each other's, as
+        there."""
+        os.environ["__OW_ACTIVATION_ID"] = meta.get("activation", "")
+        os.environ["__OW_DEADLINE"] = str(int((time.time() + self._spec.get("timeout_s", 60.0)) * 1000))
 
     def answer(self, request: int, value: object, seconds: float) -> None:
         try:
