@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from instainfer.agent.link import ManagerLink, Spawned
-from instainfer.sandbox import cgroups, syscalls
+from instainfer.sandbox import cgroups, seccomp, syscalls
 from instainfer.sandbox.base import Container, ContainerSpec, Sandbox
 from instainfer.sandbox.linux import LinuxSandbox
 from instainfer.sandbox.process import ProcessSandbox
@@ -64,9 +64,10 @@ def claims(variant: str) -> set[str]:
     """What the variant enforces, as words."""
     if variant == "process":
         return {"memory"}
+    calls = {"calls"} if seccomp.supported() else set()
     if variant == "rootless":
-        return {"memory", "filesystem", "network", "processes"}
-    words = {"memory", "filesystem", "network", "processes", "function_uids", "descendants"}
+        return {"memory", "filesystem", "network", "processes"} | calls
+    words = {"memory", "filesystem", "network", "processes", "function_uids", "descendants"} | calls
     groups = (_v2 if variant == "linux-v2" else cgroups.find)(cgroups.PREFIX)
     controllers = frozenset() if groups is None else groups.controllers  # none: then this is not root either
     return words | ({"pids"} & controllers) | ({"memory_at_once"} if "memory" in controllers else set())
@@ -74,7 +75,11 @@ def claims(variant: str) -> set[str]:
 
 def claimed(sandbox: Sandbox) -> set[str]:
     e = sandbox.enforces
-    words = {word for word in ("filesystem", "network", "processes", "function_uids", "pids") if getattr(e, word)}
+    words = {
+        word
+        for word in ("filesystem", "network", "processes", "function_uids", "pids", "calls")
+        if getattr(e, word)
+    }
     words |= {"memory"} | ({"memory_at_once"} if e.memory == "kernel" else set())
     return words | ({"descendants"} if e.freezer == "cgroup" else set())
 

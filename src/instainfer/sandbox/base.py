@@ -24,6 +24,7 @@ class Enforces:
     function_uids: bool  # every function may have its own uid: functions are kept apart inside a container
     memory: Literal["kernel", "polled"]  # who holds it under its limit
     pids: bool  # the number of processes is limited
+    calls: bool  # system calls that lead out are denied
     freezer: Literal["cgroup", "signal"]  # whether descendants that ran away are frozen too
 
     def missing(self) -> list[str]:
@@ -41,6 +42,8 @@ class Enforces:
             said.append("memory limits are checked by polling, a fast growth can pass them for a moment")
         if not self.pids:
             said.append("the number of processes is not limited")
+        if not self.calls:
+            said.append("functions reach every system call of the kernel")
         if self.freezer == "signal":
             said.append("a process that leaves its instance's session is not frozen with it")
         return said

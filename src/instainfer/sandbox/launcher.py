@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from instainfer.sandbox import cgroups, syscalls
+from instainfer.sandbox import cgroups, seccomp, syscalls
 from instainfer.sandbox import operations as op
 
 LARGEST = 256 << 10  # bytes of a datagram
@@ -149,6 +149,8 @@ def _become_manager(request: dict[str, Any], control: int, report: int, ask: int
         keep = frozenset((syscalls.CAP_SETUID, syscalls.CAP_SETGID, syscalls.CAP_KILL))
     op.run([op.NoUserNamespaces(), op.DropCapabilities(keep)])
     _only_these_descriptors(control, report)
+    if request["filter"]:
+        seccomp.install()
     argv = [request["python"], "-I", "-S", request["manager"], str(CONTROL)]
     environ = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", **request["environ"]}
     try:

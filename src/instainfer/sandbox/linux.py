@@ -23,7 +23,7 @@ from typing import Any
 
 import instainfer.runtime
 from instainfer.errors import Unavailable
-from instainfer.sandbox import cgroups
+from instainfer.sandbox import cgroups, seccomp
 from instainfer.sandbox.base import ContainerSpec, Enforces
 from instainfer.sandbox.children import Exit
 from instainfer.sandbox.grouped import GroupedContainer, end_container, pid_namespace
@@ -83,6 +83,7 @@ class LinuxSandbox:
             function_uids=self._privileged,
             memory="kernel" if "memory" in self._controllers else "polled",
             pids="pids" in self._controllers,
+            calls=seccomp.supported(),
             freezer="cgroup" if "freezer" in self._controllers else "signal",
         )
 
@@ -148,6 +149,7 @@ class LinuxSandbox:
             "network": spec.network,
             "limit": spec.limit,
             "pids": spec.pids,
+            "filter": seccomp.supported(),
             "cpus": spec.cpus,
             "scratch": spec.scratch,
             # what lies below /usr is seen anyway, read-only

@@ -33,6 +33,7 @@ class ProcessSandbox:
         function_uids=False,
         memory="polled",
         pids=False,
+        calls=False,
         freezer="signal",
     )
 

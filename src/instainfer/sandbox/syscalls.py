@@ -38,6 +38,7 @@ ATTR_NODEV = 0x4
 ATTR_NOEXEC = 0x8
 
 # prctl(2)
+PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
@@ -141,9 +142,9 @@ def bind(source: str, target: str, attributes: int, *, recursive: bool = True) -
         os.close(tree)
 
 
-def prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int, more: int = 0) -> None:
     zero = ctypes.c_ulong(0)
-    done = _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero)
+    done = _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), ctypes.c_ulong(more), zero, zero)
     _check(done, f"prctl({option}, {value})")
 
 
