@@ -35,8 +35,8 @@ docs: setup
 	$(BIN)/python -m instainfer.core.lifecycle > docs/lifecycles.md
 
 lock: setup
-	$(BIN)/uv pip compile pyproject.toml --group dev --extra lab --python-version 3.11 --universal --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --group dev --extra lab --extra postgres --python-version 3.11 --universal \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

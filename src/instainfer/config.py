@@ -88,6 +88,10 @@ class Limits(Section, frozen=True, kw_only=True):
     attempts: Positive = 5  # of such a request, when its instance or the platform fails it
 
 
+class Store(Section, frozen=True, kw_only=True):
+    url: str = ""  # "": SQLite in the data directory; or postgresql://USER:PASSWORD@HOST/DATABASE
+
+
 class Records(Section, frozen=True, kw_only=True):
     keep_activations: Positive = 1_000_000
     keep_answers_s: Seconds = 86400.0  # of requests that were answered later, and of OpenWhisk's activations
@@ -101,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = Policy()
     environments: Environments = Environments()
     limits: Limits = Limits()
+    store: Store = Store()
     records: Records = Records()
 
 

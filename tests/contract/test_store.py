@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -9,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,25 @@ from instainfer.model import (
 from instainfer.store.base import Answered, LogLine, Store
 from instainfer.store.sql import SCHEMA, SqlStore
 from instainfer.store.writer import BatchWriter
+from tests.contract.postgres import Postgres, running
 
-STORES: dict[str, Callable[[Path], Store]] = {
-    "sqlite file": lambda folder: SqlStore(f"sqlite:///{folder}/deep/state.db"),
-    "sqlite memory": lambda _folder: SqlStore("sqlite://"),
-}
+_databases = itertools.count()
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite file", "sqlite memory", pytest.param("postgresql", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made = STORES[request.param](tmp_path)
+    if request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        url = server.make(f"test{next(_databases)}")
+    else:
+        url = {"sqlite file": f"sqlite:///{tmp_path}/deep/state.db", "sqlite memory": "sqlite://"}[request.param]
+    made = SqlStore(url)
     yield made
     made.close()
 

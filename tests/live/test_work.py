@@ -14,6 +14,7 @@ import pytest
 
 from instainfer.client import PREFIX
 from instainfer.errors import InstaInferError, InvocationFailed, NotFound
+from tests.contract.postgres import running
 from tests.live.server_helpers import Server, environment, eventually
 
 pytestmark = pytest.mark.slow
@@ -174,3 +175,23 @@ def test_accepted_is_kept_through_kills(tmp_path: Path) -> None:
         server.start()
         (newest,) = server.client.jobs(limit=1)
         assert over(server, newest["id"]).json()["n"] == 9
+
+
+def test_the_database_is_killed_under_load(tmp_path: Path) -> None:
+    """PostgreSQL ends without a word: what was accepted is answered when it is back, what cannot be committed is
+    refused, and ordinary requests go on."""
+    with (
+        running() as database,
+        Server(tmp_path, "--memory", "1GB", variables={"INSTAINFER_STORE__URL": database.url}) as server,
+    ):
+        server.deploy("n", "f", WORKER)
+        jobs = [begin(server, {"s": 0.3, "n": n}, **{"idempotency-key": f"k{n}"}) for n in range(6)]
+        database.kill()
+        refused = server.http.post("/f/n/f", json={"n": 0}, headers=LATER)
+        assert refused.status_code == 503, refused.text
+        assert "database" in refused.json()["detail"]
+        assert server.result("n", "f", {"n": 1})["n"] == 1
+        database.start()
+        for n, job in enumerate(jobs):
+            assert over(server, job).json()["n"] == n
+        assert begin(server, {"s": 0.3, "n": 2}, **{"idempotency-key": "k2"}) == jobs[2]

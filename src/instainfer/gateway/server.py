@@ -120,7 +120,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     listening = bind(settings.server.host, settings.server.port)
     stack.callback(listening.close)
     clock, epoch = BootClock(), secrets.token_hex(4)
-    store = SqlStore(f"sqlite:///{data / 'instainfer.db'}")
+    store = SqlStore(settings.store.url or f"sqlite:///{data / 'instainfer.db'}")
     stack.callback(store.close)
     access = Access(store, clock, server_key=settings.server.api_key)
     if not access.asked and not is_loopback(settings.server.host):

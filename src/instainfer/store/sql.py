@@ -1,7 +1,7 @@
-"""The store on a relational database: SQLite in WAL mode, by a URL that SQLAlchemy takes.
+"""The store on a relational database: SQLite in WAL mode, or PostgreSQL, by a URL that SQLAlchemy takes.
 
-Core only, no ORM: the rows are few and plain. Statements keep to what PostgreSQL also knows; what is
-SQLite's alone sits in `_sqlite_engine`.
+Core only, no ORM: the rows are few and plain. Statements keep to what both know; what is one's alone sits in
+`_sqlite_engine`, `_postgresql_engine` and `Words`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,29 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import QueuePool
 
-from instainfer.errors import NotFound, Unavailable
+from instainfer.errors import BadSettings, NotFound, Unavailable
 from instainfer.model import Activation, Attempt, FunctionSpec, Job, JobState, Key, Phases, Profile, Quota, Role
 from instainfer.store.base import Answered, LogLine
 
+URL_HINT = "write postgresql://USER:PASSWORD@HOST/DATABASE, or leave it empty for a file in the data directory"
 SCHEMA = 3  # 2: keys and quotas, 3: jobs and answers, in tables of their own
+
+
+class Words(sa.types.TypeDecorator[str]):
+    """Text that a function wrote: PostgreSQL's has no NUL, its bytes have."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.LargeBinary() if dialect.name == "postgresql" else sa.Text())
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:
+        return value.encode() if value is not None and dialect.name == "postgresql" else value
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> str | None:
+        return bytes(value).decode() if isinstance(value, bytes | memoryview) else value
+
 
 _tables = sa.MetaData()
 _meta = sa.Table("meta", _tables, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text))
@@ -92,10 +110,14 @@ _KINDS: dict[type, type[sa.types.TypeEngine[Any]]] = {
     Phases: sa.Text,
 }
 _FIELDS = {field.name: field.type for field in msgspec.structs.fields(Activation)}
+_SAID = ("error", "hint", "trace")  # fields whose text is a function's
 _activations = sa.Table(
     "activations",
     _tables,
-    *(sa.Column(name, _KINDS[kind], primary_key=name == "id", nullable=False) for name, kind in _FIELDS.items()),
+    *(
+        sa.Column(name, Words if name in _SAID else _KINDS[kind], primary_key=name == "id", nullable=False)
+        for name, kind in _FIELDS.items()
+    ),
     sa.Index("activations_by_namespace", "namespace", sa.text("wall DESC")),
     sa.Index("activations_by_function", "namespace", "function", sa.text("wall DESC")),
     sa.Index("activations_by_wall", "wall"),
@@ -107,7 +129,7 @@ _logs = sa.Table(  # no foreign key: lines may be written before the activation 
     sa.Column("activation", sa.Text, nullable=False, index=True),
     sa.Column("stream", sa.Text, nullable=False),
     sa.Column("wall", sa.Float, nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("text", Words, nullable=False),
 )
 
 _answers = sa.Table(
@@ -183,11 +205,15 @@ class SqlStore:
     """`url`: "sqlite:///path/to/file.db", "sqlite://" for one in memory, or another that SQLAlchemy knows."""
 
     def __init__(self, url: str) -> None:
-        self._url = sa.make_url(url)
+        try:
+            self._url = sa.make_url(url)
+        except sa.exc.ArgumentError:
+            raise BadSettings(f"store.url is no database's URL: {url!r}", hint=URL_HINT) from None
         self._writing = threading.Lock()  # SQLite lets one write at a time: wait here rather than poll its lock
-        self._engine = (
-            _sqlite_engine(self._url) if self._url.get_backend_name() == "sqlite" else sa.create_engine(url)
-        )
+        make = {"sqlite": _sqlite_engine, "postgresql": _postgresql_engine}.get(self._url.get_backend_name())
+        if make is None:
+            raise BadSettings(f"store.url: {self._url.get_backend_name()} is not supported", hint=URL_HINT)
+        self._engine = make(self._url)
         try:
             self._open()
         except BaseException:
@@ -212,6 +238,8 @@ class SqlStore:
 
     @property
     def _shown(self) -> str:
+        if self._engine.dialect.name == "postgresql":
+            return self._url.render_as_string(hide_password=True)
         return self._url.database or "in memory"
 
     @contextmanager
@@ -234,7 +262,9 @@ class SqlStore:
         except sa.exc.DBAPIError as error:
             said = str(error.orig)
             lowered = said.lower()
-            if "not a database" in lowered or "malformed" in lowered:
+            if self._engine.dialect.name == "postgresql":
+                hint = "is the database server running, and does store.url have its address and password?"
+            elif "not a database" in lowered or "malformed" in lowered:
                 hint = (
                     "it is damaged: move it away and restore a copy (or start empty: deploy the functions again)"
                 )
@@ -571,6 +601,16 @@ def _activation(row: Any) -> Activation:
     values = dict(row._mapping)
     values["phases"] = _phases.decode(values["phases"])
     return Activation(**values)
+
+
+def _postgresql_engine(url: sa.URL) -> sa.Engine:
+    try:
+        # A connection that was lost since its last use is replaced before the next: the server may restart.
+        return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    except ModuleNotFoundError:
+        raise BadSettings(
+            "PostgreSQL needs a driver that is not installed", hint="pip install 'instainfer[postgres]'"
+        ) from None
 
 
 def _sqlite_engine(url: sa.URL) -> sa.Engine:
