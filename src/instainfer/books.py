@@ -22,7 +22,7 @@ class Ticket:
 
     __slots__ = (
         "activation", "answer", "arrived", "body", "container", "content_type", "dispatched", "done", "error",
-        "inference_s", "instance", "logs", "phases", "request", "spec", "start", "wall",
+        "inference_s", "instance", "logs", "phases", "request", "spec", "start", "traceparent", "wall",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +34,7 @@ class Ticket:
         self.body = body
         self.done = done
         self.activation = ""
+        self.traceparent = ""  # the caller's, where spans are made
         self.arrived = 0.0
         self.wall = 0.0
         self.dispatched = 0.0
@@ -66,8 +67,18 @@ class Known:
 class Books:
     """Told of every action and report by the controller, in their order."""
 
-    def __init__(self, clock: Clock, writer: BatchWriter, metrics: Metrics, *, epoch: str) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        writer: BatchWriter,
+        metrics: Metrics,
+        *,
+        epoch: str,
+        told: Callable[[Ticket, float], None] | None = None,
+    ) -> None:
+        """`told` hears of every request that is over, and its seconds from end to end."""
         self.metrics = metrics
+        self._told = told
         self._clock = clock
         self._writer = writer
         self._epoch = epoch
@@ -195,6 +206,8 @@ class Books:
             for name, seconds in (*named, ("load", phases.load), ("warmup", phases.warmup)):
                 if seconds:
                     metrics.phase(name, seconds)
+        if self._told is not None:
+            self._told(ticket, e2e_s)
 
     def _phases(self, ticket: Ticket, now: float) -> Phases:
         """The wait up to the dispatch is what of container creation and load fell into it, latest first; the

@@ -50,6 +50,7 @@ class Server(Section, frozen=True, kw_only=True):
     max_answer: Size = 64 * MB
     drain_s: Seconds = 10.0  # how long a stop waits for running requests
     access_log: bool = False
+    log: Literal["text", "json"] = "text"
 
 
 class Node(Section, frozen=True, kw_only=True):
@@ -88,6 +89,11 @@ class Limits(Section, frozen=True, kw_only=True):
     attempts: Positive = 5  # of such a request, when its instance or the platform fails it
 
 
+class Telemetry(Section, frozen=True, kw_only=True):
+    otlp: str = ""  # of a collector, such as http://127.0.0.1:4318; "": no spans
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0  # of the traces that begin here
+
+
 class Store(Section, frozen=True, kw_only=True):
     url: str = ""  # "": SQLite in the data directory; or postgresql://USER:PASSWORD@HOST/DATABASE
 
@@ -106,6 +112,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     environments: Environments = Environments()
     limits: Limits = Limits()
     store: Store = Store()
+    telemetry: Telemetry = Telemetry()
     records: Records = Records()
 
 

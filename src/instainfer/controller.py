@@ -130,12 +130,14 @@ class Controller:
         done: Callable[[Ticket], None],
         *,
         activation: str = "",
+        traceparent: str = "",
     ) -> Ticket:
         """Accept a request. It ends exactly once, by a call of `done`, possibly before this returns.
         `activation`: its id, where it has one already."""
         request = next(self._requests)
         ticket = Ticket(request, spec, content_type, body, done)
         ticket.activation = activation or f"{self._salt}{request:024x}"
+        ticket.traceparent = traceparent
         ticket.arrived = self._clock.now()
         ticket.wall = self._clock.wall()
         self._last_request = request
@@ -254,6 +256,7 @@ class Controller:
                 instance=action.instance,
                 activation=ticket.activation,
                 content_type=ticket.content_type,
+                traceparent=ticket.traceparent,
                 body=ticket.body,  # kept until it is answered: an instance may die before it has read it
             )
         )

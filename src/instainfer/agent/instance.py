@@ -185,11 +185,16 @@ class InstanceHost(asyncio.Protocol):
         self._write(frames.encode(frames.RAISE, 0, {"level": int(level)}))
         self._start_load(time.monotonic())
 
-    def invoke(self, request: int, activation: str, content_type: str, body: bytes) -> None:
+    def invoke(
+        self, request: int, activation: str, content_type: str, body: bytes, *, traceparent: str = ""
+    ) -> None:
         timeout = self.revision.timeout_s
         timer = self._loop.call_later(timeout, self._too_long, request)
         self._calls[request] = (timer, time.perf_counter())
-        meta = _json({"type": content_type, "activation": activation})
+        told = {"type": content_type, "activation": activation}
+        if traceparent:
+            told["traceparent"] = traceparent
+        meta = _json(told)
         if self._transport is None:  # it is dying; its end is not known here yet
             self._unread.add(request)
             return

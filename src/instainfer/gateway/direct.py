@@ -31,11 +31,12 @@ class Call:
 
     __slots__ = (
         "content_type", "disconnected", "keep_alive", "message_event", "parts", "response_complete", "size",
-        "ticket", "who",
+        "ticket", "traceparent", "who",
     )  # fmt: skip
 
-    def __init__(self, who: Principal, content_type: str, keep_alive: bool) -> None:
+    def __init__(self, who: Principal, content_type: str, traceparent: str, keep_alive: bool) -> None:
         self.who = who
+        self.traceparent = traceparent
         self.content_type = content_type
         self.keep_alive = keep_alive
         self.parts: list[bytes] = []
@@ -74,12 +75,11 @@ class Protocol(HttpToolsProtocol):
             or (cycle is not None and not cycle.response_complete)
             or self.flow.write_paused  # the client does not read: uvicorn waits for it before it answers more
             or self.expect_100_continue
-            or self.access_log
             or parser.get_http_version() != "1.1"
             or parser.should_upgrade()
         ):
             return None
-        content_type, given = "", b""
+        content_type, traceparent, given = "", "", b""
         for name, value in self.headers:
             if name == b"content-type":
                 content_type = value.decode("latin-1")
@@ -88,13 +88,15 @@ class Protocol(HttpToolsProtocol):
                     return None
             elif name == b"authorization":
                 given = value
+            elif name == b"traceparent" and self._hot.traced:
+                traceparent = value.decode("latin-1")
             elif name == b"idempotency-key" or name == b"prefer":
                 return None
         try:
             who = self._hot.access.who(given) if self._asks else OWNER
         except NotAllowed:
             return None
-        return Call(who, content_type, parser.should_keep_alive())
+        return Call(who, content_type, traceparent, parser.should_keep_alive())
 
     def on_body(self, body: bytes) -> None:
         call = self._call
@@ -117,7 +119,9 @@ class Protocol(HttpToolsProtocol):
             spec = self._hot.find(call.who, self.url.decode(), call.size)
             parts, call.parts = call.parts, []
             body = parts[0] if len(parts) == 1 else b"".join(parts)
-            ticket = self._hot.submit(spec, call.content_type, body, lambda done: self._done(call, done))
+            ticket = self._hot.submit(
+                spec, call.content_type, body, lambda done: self._done(call, done), traceparent=call.traceparent
+            )
         except InstaInferError as refused:
             self._answer(call, *render(refused))
             return

@@ -25,8 +25,12 @@ Response = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
 
 
 class Invoke:
-    def __init__(self, controller: Controller, access: Access, work: Work, *, max_body: int) -> None:
+    def __init__(
+        self, controller: Controller, access: Access, work: Work, *, max_body: int, traced: bool = False
+    ) -> None:
+        """`traced`: spans are made, so that the caller's traceparent is of interest."""
         self.stopping = False
+        self.traced = traced
         self.controller = controller
         self.access = access
         self.work = work
@@ -40,7 +44,8 @@ class Invoke:
             if key or later:
                 await _send(send, *await self._durable(spec, content_type, body, key, later=later))
                 return
-            ticket, answered = self._begin(spec, content_type, body)
+            traceparent = _traceparent(scope["headers"]) if self.traced else ""
+            ticket, answered = self._begin(spec, content_type, body, traceparent)
         except InstaInferError as refused:
             await _send(send, *render(refused))
             return
@@ -81,9 +86,18 @@ class Invoke:
         ]
         return 200, headers, body
 
-    def submit(self, spec: FunctionSpec, content_type: str, body: bytes, done: Callable[[Ticket], None]) -> Ticket:
+    def submit(
+        self,
+        spec: FunctionSpec,
+        content_type: str,
+        body: bytes,
+        done: Callable[[Ticket], None],
+        *,
+        traceparent: str = "",
+    ) -> Ticket:
         """Accept a request, within its namespace's quota. Raises OverQuota."""
-        return self.controller.submit(spec, content_type, body, self.access.admit(spec.namespace, done))
+        told = self.access.admit(spec.namespace, done)
+        return self.controller.submit(spec, content_type, body, told, traceparent=traceparent)
 
     def find(self, who: Principal, path: str, size: int) -> FunctionSpec:
         """What is called, if it can be. Raises what is wrong."""
@@ -138,14 +152,16 @@ class Invoke:
             raise ClientGone
         return spec, content_type, body
 
-    def _begin(self, spec: FunctionSpec, content_type: str, body: bytes) -> tuple[Ticket, asyncio.Future[None]]:
+    def _begin(
+        self, spec: FunctionSpec, content_type: str, body: bytes, traceparent: str
+    ) -> tuple[Ticket, asyncio.Future[None]]:
         answered: asyncio.Future[None] = self._loop.create_future()
 
         def done(_: Ticket) -> None:
             if not answered.done():
                 answered.set_result(None)
 
-        return self.submit(spec, content_type, body, done), answered
+        return self.submit(spec, content_type, body, done, traceparent=traceparent), answered
 
     def _too_large(self, key: str) -> TooLarge:
         limit = self.max_body / 1e6
@@ -182,6 +198,10 @@ def _wishes(headers: list[tuple[bytes, bytes]]) -> tuple[str, bool]:
         elif name == b"prefer":
             later = later or any(part.strip().lower() == b"respond-async" for part in value.split(b","))
     return key, later
+
+
+def _traceparent(headers: list[tuple[bytes, bytes]]) -> str:
+    return next((value.decode("latin-1") for name, value in headers if name == b"traceparent"), "")
 
 
 def accepted(job: Job) -> Response:

@@ -13,14 +13,13 @@ import os
 import secrets
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from instainfer import door
+from instainfer import door, telemetry
 from instainfer.agent.environments import Environments
 from instainfer.agent.local import LocalAgent
 from instainfer.agent.runners import SandboxRunner
@@ -63,11 +62,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM; a second one ends at once."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
-    for noisy in ("httpx", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    telemetry.configure(as_json=settings.server.log == "json")
     policies(settings)  # a wrong name is said before anything is touched
     shadows(settings)
     uvloop.run(_serve(settings))
@@ -158,7 +153,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         policy=names,
         keep_bytes=settings.records.keep_events_mb * 1_000_000,
     )
-    books = Books(clock, writer, Metrics(), epoch=epoch)
+    books = Books(clock, writer, Metrics(), epoch=epoch, told=_told(settings, stack))
     controller = Controller(
         Platform(state),
         [agent],
@@ -213,7 +208,8 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         locked()
     work = Work(controller, store, clock, attempts=settings.limits.attempts, most=settings.limits.jobs)
     await work.start()
-    hot = invoke.Invoke(controller, access, work, max_body=settings.server.max_body)
+    traced = bool(settings.telemetry.otlp)
+    hot = invoke.Invoke(controller, access, work, max_body=settings.server.max_body, traced=traced)
     whisk = OpenWhisk(hot, deployer, store, writer, api_host=url(listening))
     management = manage.application(health, deployer, access, work, locked, max_package=256_000_000)
     app = _router({invoke.PREFIX: hot, openwhisk.PREFIX: whisk.application()}, management)
@@ -227,7 +223,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     stack.callback(admin.unlink, missing_ok=True)
     for face, bound, asks in ((_gate(app, access), listening, True), (app, local, False)):
         direct = functools.partial(Protocol, hot=hot, asks=asks)
-        await stack.enter_async_context(serving(face, bound, http=direct, access_log=settings.server.access_log))
+        await stack.enter_async_context(serving(face, bound, http=direct, access_log=False))
     pruning = asyncio.create_task(_prune(store, settings, clock))
     stack.callback(pruning.cancel)
 
@@ -241,6 +237,18 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     _announce(settings, health, listening)
     gc.collect()
     gc.freeze()  # what lives for good need not be looked at by every collection: they were the p99
+
+
+def _told(settings: Settings, stack: contextlib.AsyncExitStack) -> telemetry.Told | None:
+    """Who hears of every request that is over."""
+    told: list[telemetry.Told] = []
+    if settings.telemetry.otlp:
+        spans = telemetry.Spans(settings.telemetry.otlp, settings.telemetry.share)
+        stack.push_async_callback(asyncio.to_thread, spans.close)
+        told.append(spans)
+    if settings.server.access_log:
+        told.append(telemetry.AccessLog(as_json=settings.server.log == "json"))
+    return telemetry.both(told)
 
 
 def _announce(settings: Settings, health: Health, listening: socket.socket) -> None:

@@ -200,6 +200,8 @@ class Session:
         while True:
             kind, request, meta, body = self._channel.take()
             if kind == frames.CALL:
+                if "traceparent" in meta:
+                    os.environ["TRACEPARENT"] = meta["traceparent"]
                 if self._whisk:
                     self._tell(meta)
                 return request, meta.get("type", ""), body
