@@ -21,7 +21,7 @@ from instainfer.clock import Clock
 from instainfer.core import actions as act
 from instainfer.core import events as ev
 from instainfer.core.platform import Platform
-from instainfer.errors import BY_CODE, InstaInferError, Unavailable, from_problem
+from instainfer.errors import BY_CODE, InstaInferError, Overloaded, Unavailable, from_problem
 from instainfer.eventlog import EventLog
 from instainfer.model import FunctionSpec
 
@@ -38,7 +38,9 @@ class Controller:
         books: Books,
         *,
         queue_s: float,
+        most: int = 20_000,
     ) -> None:
+        """`queue_s`: longest wait for an instance; `most`: requests accepted and not answered."""
         self.platform = platform
         self.books = books
         self.specs: dict[str, FunctionSpec] = {}  # by key: what requests are accepted for
@@ -47,6 +49,7 @@ class Controller:
         self._clock = clock
         self._events = events
         self._queue_s = queue_s
+        self._most = most
         self._loop: asyncio.AbstractEventLoop
         self._tickets: dict[int, Ticket] = {}
         self._requests = itertools.count(1)
@@ -141,7 +144,12 @@ class Controller:
         ticket.arrived = self._clock.now()
         ticket.wall = self._clock.wall()
         self._last_request = request
+        full = len(self._tickets) >= self._most
         self._tickets[request] = ticket
+        if full:
+            said = f"{self._most} requests are under way or wait"
+            self._fail(ticket, Overloaded(said, function=spec.key, hint="send it again later", retry_after_s=1.0))
+            return ticket
         self.feed(ev.RequestArrived(request=request, function=spec.key))
         return ticket
 

@@ -55,8 +55,9 @@ class _Server(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def serving(
     app: Any, bound: socket.socket, *, http: Any = "httptools", **options: Any
-) -> AsyncIterator[None]:
-    """Serve the ASGI app on the socket within the context; `http` and `options` are uvicorn's."""
+) -> AsyncIterator[set[Any]]:
+    """Serve the ASGI app on the socket within the context, which gets the set of its connections; `http` and
+    `options` are uvicorn's."""
     server = _Server(
         uvicorn.Config(
             app,
@@ -79,7 +80,7 @@ async def serving(
         task.result()
         raise Unavailable("the HTTP server ended at once")
     try:
-        yield
+        yield server.server_state.connections
     finally:
         server.should_exit = True
         await task

@@ -370,6 +370,18 @@ def test_a_namespace_stays_within_its_quota() -> None:
     assert destroyed not in w.state.containers
 
 
+def test_memory_goes_to_the_namespace_that_has_least() -> None:
+    """However many functions of another one came first."""
+    w = world("big/a", "big/b", "big/c", "small/f", memory=1024 * MB)
+    running = [w.arrive("big/a"), w.arrive("big/b")]
+    w.settle(until=lambda: len(w.starts) == 2)
+    first = w.arrive("big/c")
+    later = w.arrive("small/f")
+    w.finish(running[0])
+    w.settle(until=lambda: later in w.starts)
+    assert first not in w.starts
+
+
 def test_what_can_never_be_within_the_quota_is_refused() -> None:
     w = world("ns/f")
     limited(w, 100 * MB)

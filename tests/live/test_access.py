@@ -12,7 +12,7 @@ import pytest
 
 from instainfer.client import PREFIX, Client
 from instainfer.errors import NotAllowed
-from tests.live.server_helpers import ECHO, Server, refused
+from tests.live.server_helpers import ECHO, Server, calls, eventually, refused
 
 
 def test_admin_socket(server: Server) -> None:
@@ -96,3 +96,43 @@ def test_impossible_settings(tmp_path: Path, variables: dict[str, str], said: st
     text = refused(tmp_path, "--port", "0", *flags, **variables)
     assert said in text
     assert "hint:" in text
+
+
+@pytest.mark.slow
+def test_slow_and_silent_clients_are_let_go(tmp_path: Path) -> None:
+    """They hold nothing that others need, and not their connection either; whoever only waits keeps its own."""
+    variables = {"INSTAINFER_LIMITS__READ_S": "0.4"}
+    with Server(tmp_path, "--memory", "1GB", variables=variables) as server:
+        server.deploy("n", "f", ECHO)
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        beginnings = (
+            b"",
+            b"POST /f/n/f HT",
+            b"POST /f/n/f HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n{",
+            b"GET /livez HTTP/1.1\r\nhost: a\r\n",
+        )
+        silent = [socket.create_connection(address, 20) for _ in beginnings]
+        for client, beginning in zip(silent, beginnings, strict=True):
+            client.sendall(beginning)
+        assert server.result("n", "f", {"a": 1}) == {"a": 1}
+        for client in silent:
+            assert client.recv(1000) == b""  # closed by the server
+            client.close()
+        assert server.result("n", "f", {"a": 2}) == {"a": 2}
+
+
+@pytest.mark.slow
+def test_no_more_than_so_many_requests(tmp_path: Path) -> None:
+    sleeper = "import time\ndef handler(event):\n    time.sleep(event.get('s', 0))\n    return 1\n"
+    with Server(tmp_path, "--memory", "1GB", variables={"INSTAINFER_LIMITS__REQUESTS": "2"}) as server:
+        server.deploy("n", "f", sleeper)
+        with calls() as flight:
+            for _ in range(2):
+                flight.add(server, "n", "f", {"s": 2})
+            eventually(lambda: server.running("n", "f"))
+            eventually(lambda: server.call("n", "f").status_code == 503)
+            refused = server.call("n", "f")
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            assert {response.status_code for response in flight.responses()} == {200}
+        assert server.result("n", "f") == 1

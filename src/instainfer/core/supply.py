@@ -312,9 +312,16 @@ def rest(state: State, container: Container) -> None:
 
 
 def feed_starved(state: State) -> None:
-    """Memory may have come free: the one that waited longest is served first, the others after it. Who waits for
-    its own namespace's memory is in nobody's way."""
-    for name, function in list(state.starved.items()):
+    """Memory may have come free: for the namespace that has least of it, and of one namespace for the function
+    that waited longest, so that nobody is kept out by how much somebody else asks for. Who waits for its own
+    namespace's memory is in nobody's way."""
+    waiting = list(state.starved.items())
+    if not state.keep_alive.conduct.in_line and len(waiting) > 1:
+        held: dict[str, int] = {}
+        for container in state.containers.values():
+            held[container.tenant] = held.get(container.tenant, 0) + container.limit
+        waiting.sort(key=lambda item: held.get(item[1].spec.tenant, 0))
+    for name, function in waiting:
         ensure(state, function)
         if name in state.starved and not over_allowance(state, function):
             return

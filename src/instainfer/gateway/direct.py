@@ -55,6 +55,21 @@ class Protocol(HttpToolsProtocol):
         self._hot = hot
         self._asks = asks
         self._call: Call | None = None  # while its body comes in
+        self._heard: float | None = None  # when something came last of a request that is not whole
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
+        super().data_received(data)
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._heard = self.loop.time()
+
+    def let_go(self, before: float) -> None:
+        """Close the connection if its client began a request and has sent nothing since then: it would cost a
+        descriptor for as long as it likes."""
+        if self._heard is not None and self._heard < before:
+            self.transport.close()
 
     def on_headers_complete(self) -> None:
         self._call = call = self._begin() if self.url.startswith(_PREFIX) else None
@@ -110,6 +125,7 @@ class Protocol(HttpToolsProtocol):
             call.parts.clear()
 
     def on_message_complete(self) -> None:
+        self._heard = None
         call = self._call
         if call is None:
             super().on_message_complete()

@@ -161,6 +161,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         events,
         books,
         queue_s=settings.limits.queue_s,
+        most=settings.limits.requests,
     )
     beside = Shadows(shadows(settings), clock, Live(clock, books), names)
     if beside.shadows:
@@ -223,7 +224,9 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     stack.callback(admin.unlink, missing_ok=True)
     for face, bound, asks in ((_gate(app, access), listening, True), (app, local, False)):
         direct = functools.partial(Protocol, hot=hot, asks=asks)
-        await stack.enter_async_context(serving(face, bound, http=direct, access_log=False))
+        connections = await stack.enter_async_context(serving(face, bound, http=direct, access_log=False))
+        sweeping = asyncio.create_task(_sweep(connections, settings.limits.read_s))
+        stack.callback(sweeping.cancel)
     pruning = asyncio.create_task(_prune(store, settings, clock))
     stack.callback(pruning.cancel)
 
@@ -326,6 +329,15 @@ def _alone(data: Path) -> Iterator[None]:
                 f"another server uses {data}", hint="stop it, or give this one another --data-dir"
             ) from None
         yield
+
+
+async def _sweep(connections: set[Any], seconds: float) -> None:
+    """Let clients go that began a request and went silent."""
+    while True:
+        await asyncio.sleep(seconds / 4)
+        before = asyncio.get_running_loop().time() - seconds
+        for connection in tuple(connections):
+            connection.let_go(before)
 
 
 async def _prune(store: SqlStore, settings: Settings, clock: BootClock) -> None:
