@@ -11,7 +11,7 @@ from instainfer.core import events as ev
 from instainfer.core.state import State
 from instainfer.errors import InstaInferError
 from instainfer.model import Activation, FunctionSpec, Phases, StartKind
-from instainfer.observe import Gauge, Metrics
+from instainfer.observe import Gauge, Metrics, Spent
 from instainfer.store.base import LogLine
 from instainfer.store.writer import BatchWriter
 
@@ -154,6 +154,15 @@ class Books:
         if known.ready:
             self.metrics.wasted_byte_seconds += known.bytes * (self._clock.now() - known.ready)
 
+    def unused_byte_seconds(self) -> float:
+        """Of pre-loads that are there and were not used yet: wasted, if they ended now."""
+        now = self._clock.now()
+        return sum(
+            known.bytes * (now - known.ready)
+            for known in self._known.values()
+            if known.ahead and not known.used and known.ready
+        )
+
     def _say(self, instance: str, text: str) -> None:
         known = self._known.get(instance)
         if known is not None:
@@ -201,6 +210,7 @@ class Books:
         metrics.invocation(spec.namespace, spec.name, ticket.start, status)
         metrics.phase("inference", ticket.inference_s)
         metrics.phase("e2e", e2e_s)
+        self._spend(ticket, e2e_s)
         if ticket.start != "warm":
             named = (("container", phases.container), ("extract", phases.extract), ("import", phases.imports))
             for name, seconds in (*named, ("load", phases.load), ("warmup", phases.warmup)):
@@ -208,6 +218,20 @@ class Books:
                     metrics.phase(name, seconds)
         if self._told is not None:
             self._told(ticket, e2e_s)
+
+    def _spend(self, ticket: Ticket, e2e_s: float) -> None:
+        spent = self.metrics.spent.get(ticket.spec.key)
+        if spent is None:
+            spent = self.metrics.spent[ticket.spec.key] = Spent()
+        spent.last = ticket.wall
+        spent.waited_s += ticket.dispatched - ticket.arrived if ticket.dispatched else e2e_s
+        if ticket.error is None:
+            spent.ok += 1
+            spent.ok_s += e2e_s
+            spent.inference_s += ticket.inference_s
+        else:
+            spent.failed += 1
+            spent.failed_s += e2e_s
 
     def _phases(self, ticket: Ticket, now: float) -> Phases:
         """The wait up to the dispatch is what of container creation and load fell into it, latest first; the

@@ -24,6 +24,7 @@ from instainfer.clock import Clock
 from instainfer.controller import Controller
 from instainfer.errors import BadInput, BadSettings, InstaInferError, NotFound, OverQuota, Unavailable
 from instainfer.model import Function, FunctionSpec, Profile
+from instainfer.runtime.payloads import JSON, TENSORS
 from instainfer.settings import Settings
 from instainfer.store.base import Store
 
@@ -188,7 +189,7 @@ class Deployer:
             variables=settings.env,
             params=settings.params,
             sample=settings.sample,
-            sample_type=sample_type or content_type(settings.sample),
+            sample_type=sample_type_of(settings, sample_type),
             network=settings.network,
             isolation=settings.isolation,
             device=settings.device,
@@ -198,6 +199,8 @@ class Deployer:
             declared=settings.snapshot if isinstance(settings.snapshot, tuple) else (),
             clone=settings.clone,
             intercept=settings.intercept,
+            inputs=settings.inputs,
+            outputs=settings.outputs,
             wall=self._clock.wall(),
         )
         trial = self.revision(spec, None, number, uid_base)
@@ -335,6 +338,8 @@ class Deployer:
             intercept=spec.intercept if profile is None else profile.uses("intercept"),
             recorded=profile.recorded if profile is not None else {},
             threads=spec.cpus,
+            inputs=spec.inputs,
+            outputs=spec.outputs,
             max_answer=self._max_answer,
             log_bytes=self._log_bytes,
         )
@@ -376,6 +381,12 @@ def content_type(path: str) -> str:
     if not path:
         return ""
     return mimetypes.guess_type(path)[0] or "application/octet-stream"
+
+
+def sample_type_of(settings: Settings, given: str) -> str:
+    """Of the sample, as it was given or as its name says: that of a function of tensors is a request of some."""
+    found = given or content_type(settings.sample)
+    return TENSORS if found == JSON and (settings.inputs or settings.outputs) else found
 
 
 def with_file(data: bytes, name: str, content: bytes) -> bytes:

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-
 #: Of variables that tell a function its own name, and libraries nothing.
 OWN_NAMES = "__OW_"
 
@@ -113,6 +112,14 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
         return self.tenant + ("+network" if self.network else "")
 
 
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or output that a function declares, in the terms of the Open Inference Protocol v2."""
+
+    name: str
+    datatype: str  # "FP32", "BYTES" …
+    shape: tuple[int, ...]  # -1: any size
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One deployed version, as stored and as an agent needs it to run it."""
 
@@ -143,6 +150,8 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     declared: tuple[str, ...] = ()  # module style: the globals that a snapshot holds
     clone: bool = True
     intercept: bool = True
+    inputs: tuple[Tensor, ...] = ()  # what it declares of its tensors, if anything
+    outputs: tuple[Tensor, ...] = ()
     wall: float = 0.0
 
     @property

@@ -36,6 +36,19 @@ class Histogram:
         return rows
 
 
+class Spent:
+    """What the invocations of one function came to since the server started."""
+
+    __slots__ = ("failed", "failed_s", "inference_s", "last", "ok", "ok_s", "waited_s")
+
+    def __init__(self) -> None:
+        self.ok = self.failed = 0
+        self.ok_s = self.failed_s = 0.0  # from end to end
+        self.waited_s = 0.0  # of all, for an instance
+        self.inference_s = 0.0  # of the good ones
+        self.last = 0.0  # wall time: when the latest was accepted
+
+
 #: (name, help, label names, [(label values, value)])
 Gauge = tuple[str, str, tuple[str, ...], list[tuple[tuple[str, ...], float]]]
 
@@ -44,6 +57,7 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.invocations: dict[tuple[str, str, str, str], int] = {}
         self.phases: dict[str, Histogram] = {}
+        self.spent: dict[str, Spent] = {}  # by key of the function
         self.preloads = {"hit": 0, "expired": 0, "evicted": 0, "failed": 0}
         self.wasted_byte_seconds = 0.0
         self.decision = Histogram()

@@ -18,9 +18,15 @@ import msgspec
 
 from instainfer import units
 from instainfer.errors import BadSettings
+from instainfer.model import Tensor
 
 OLDEST_PYTHON = (3, 9)
 LEAST_MEMORY = 16 << 20  # below this an interpreter with one library does not start
+MOST_TENSORS = 256  # inputs, and as many outputs
+DATATYPES = (
+    "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64",
+    "FP16", "FP32", "FP64", "BF16", "BYTES",
+)  # fmt: skip
 LONGEST_TIMEOUT_S = 24 * 3600.0
 
 
@@ -67,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     intercept: bool = True
     env: dict[str, str] = {}
     params: dict[str, Any] = {}  # JSON values
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
 
     def merged(self, overrides: Mapping[str, Any]) -> Settings:
         """These with the overrides on top: the tables `env` and `params` key by key, the rest whole."""
@@ -200,6 +208,36 @@ def _table(kind: str) -> Callable[[Any], dict[str, Any]]:
     return read
 
 
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) > MOST_TENSORS:
+        raise _refuse("not a list of tensors", f"at most {MOST_TENSORS} tables, each a [[…]] of its own")
+    try:
+        found = msgspec.convert([_upper(one) for one in value], tuple[Tensor, ...])
+    except msgspec.ValidationError as error:
+        raise _refuse(
+            str(error), 'tables of name, datatype and shape: {name = "x", datatype = "FP32", …}'
+        ) from None
+    for one in found:
+        if not re.fullmatch(r"[^\x00-\x1f]{1,255}", one.name):
+            raise _refuse(f"{one.name!r} cannot name a tensor", "1 to 255 characters")
+        if one.datatype not in DATATYPES:
+            raise _refuse(f"{one.name}: {one.datatype!r} is no datatype", ", ".join(DATATYPES))
+        if len(one.shape) > 32 or not all(-1 <= size <= 1 << 30 for size in one.shape):
+            raise _refuse(f"{one.name}: {list(one.shape)} is no shape", "at most 32 sizes of 0 or more; -1 is any")
+    if len({one.name for one in found}) < len(found):
+        raise _refuse("two tensors have one name", "a name for each")
+    return found
+
+
+def _upper(one: Any) -> Any:
+    """A tensor's table, its datatype in the protocol's spelling."""
+    if isinstance(one, Mapping) and isinstance(one.get("datatype"), str):
+        if extra := set(one) - {"name", "datatype", "shape"}:
+            raise _refuse(f"a tensor has no {min(extra)!r}", "name, datatype and shape")
+        return {**one, "datatype": one["datatype"].upper()}
+    return one
+
+
 def _batch(_value: Any) -> Any:
     raise BadSettings("batching is not offered yet", hint="remove the key; `concurrency` is honoured")
 
@@ -223,4 +261,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "batch": _batch,
     "env": _table("env"),
     "params": _table("params"),
+    "inputs": _tensors,
+    "outputs": _tensors,
 }

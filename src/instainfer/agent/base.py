@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from instainfer.core import actions, events
-from instainfer.model import Profile, Style
+from instainfer.model import Profile, Style, Tensor
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -52,6 +52,8 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     intercept: bool = False  # its own loading code may be made faster
     recorded: dict[str, Any] = {}  # of its load at deploy: what its interception may rest on
     threads: int = 1  # of numerical libraries
+    inputs: tuple[Tensor, ...] = ()  # that it declares; requests are held to them
+    outputs: tuple[Tensor, ...] = ()
     max_answer: int = 64 << 20
     log_bytes: int = 64 << 10  # per activation
 

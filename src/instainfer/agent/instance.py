@@ -169,6 +169,8 @@ class InstanceHost(asyncio.Protocol):
             "declared": list(revision.declared),
             **spec,
         }
+        if revision.inputs or revision.outputs:
+            told["tensors"] = msgspec.to_builtins({"inputs": revision.inputs, "outputs": revision.outputs})
         self.wanted = level
         self.warming = bool(told["sample"])
         self.restoring = "snapshot" in spec

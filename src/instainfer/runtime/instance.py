@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any, NoReturn
 
+    from . import tensors
+
     Call = tuple[int, str, bytes]  # request, content type, body
 
 IMPORTED = 1
@@ -216,9 +218,14 @@ class Session:
         os.environ["__OW_ACTIVATION_ID"] = meta.get("activation", "")
         os.environ["__OW_DEADLINE"] = str(int((time.time() + self._spec.get("timeout_s", 60.0)) * 1000))
 
-    def answer(self, request: int, value: object, seconds: float) -> None:
+    def answer(
+        self, request: int, value: object, seconds: float, encode: payloads.Encode = payloads.encode
+    ) -> None:
+        """`encode`: of payloads, or of the request that this is the answer to, where that was one of tensors."""
         try:
-            content_type, body = payloads.encode(value, self._limit)
+            content_type, body = encode(value, self._limit)
+        except payloads.BadPayload as error:  # it asked for what cannot be given
+            self.refuse(request, error)
         except Exception as error:  # noqa: BLE001  # BadAnswer, or what an object's own tolist() raised
             self.error(request, error, seconds)
         else:
@@ -245,6 +252,14 @@ class Session:
     def fail(self, phase: str, error: BaseException) -> NoReturn:
         """The instance cannot go on."""
         self._fail({"phase": phase, "error": describe(error), "trace": trace(error)})
+
+    def tensors(self, content_type: str, body: bytes) -> tensors.Request | None:
+        """The request, where it is one of tensors. Raises BadPayload."""
+        if not content_type.startswith(payloads.TENSORS):
+            return None
+        from . import tensors  # only functions that are sent some pay for it
+
+        return tensors.Request(content_type, body, self._spec.get("tensors"))
 
     # ---- steps --------------------------------------------------------------------------------------
 
@@ -274,6 +289,10 @@ class Session:
         """Load's end, then READY; between the two the sample, where there is one."""
         if not self._loaded:
             self._loaded = True
+            if self._spec.get("tensors"):
+                from . import tensors
+
+                tensors.library()  # now, not in the first request
             now = self.clock()
             imports = self._imports.seconds
             self._times = {"import_s": imports, "load_s": max(now - self._began - imports, 0.0)}
@@ -361,8 +380,14 @@ class Session:
 
     def _handle(self, function: Callable[[Any], Any], call: Call) -> None:
         request, content_type, body = call
+        encode: payloads.Encode = payloads.encode
+        payload: object
         try:
-            payload = payloads.decode(content_type, body, self._params)
+            tensors = self.tensors(content_type, body)
+            if tensors is None:
+                payload = payloads.decode(content_type, body, self._params)
+            else:
+                payload, encode = {**self._params, **tensors.arrays()}, tensors.encode
         except payloads.BadPayload as error:
             self.refuse(request, error)
             return
@@ -375,7 +400,7 @@ class Session:
         except BaseException as error:  # noqa: BLE001  # SystemExit too: it ends the call, not the instance
             self.error(request, error, clock() - began)
         else:
-            self.answer(request, value, clock() - began)
+            self.answer(request, value, clock() - began, encode)
 
     def _serve_many(self, function: Callable[[Any], Any]) -> None:
         """Threads that each take a request, handle it and come back: who handles also reads, so no queue."""

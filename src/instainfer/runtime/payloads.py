@@ -5,8 +5,15 @@ from __future__ import annotations
 import binascii
 import json
 
+TYPE_CHECKING = False  # `typing` is not worth its import time in every instance
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Encode = Callable[[object, int], tuple[str, bytes]]
+
 JSON = "application/json"
 BYTES = "application/octet-stream"
+TENSORS = "application/vnd.instainfer.tensors"  # tensors.py
 
 
 class BadPayload(Exception):
@@ -31,12 +38,12 @@ def decode_line(content_type: str, body: bytes, params: dict) -> str:
     `{"body_base64": …}`. A body of another type is taken for JSON where it is. Raises BadPayload."""
     kind = _kind(content_type, body)
     if kind == "json":
-        return _dumps(_json(body, params))
+        return dumps(_json(body, params))
     if kind == "text":
         text = _text(body, content_type)
     else:
         try:
-            return _dumps(_json(body, params)) if body else ""
+            return dumps(_json(body, params)) if body else ""
         except BadPayload:
             pass  # it never claimed to be
         try:
@@ -52,7 +59,7 @@ def encode(value: object, limit: int) -> tuple[str, bytes]:
     if isinstance(value, (bytes, bytearray, memoryview)):
         kind, body = BYTES, bytes(value)
     else:
-        kind, body = JSON, _encode_json(value)
+        kind, body = JSON, encode_json(value)
     if len(body) > limit:
         raise too_large(len(body), limit)
     return kind, body
@@ -64,7 +71,7 @@ def too_large(size: int, limit: int) -> BadAnswer:
 
 def is_json(line: str) -> bool:
     try:
-        _loads(line)
+        loads(line)
     except (ValueError, RecursionError):
         return False
     return True
@@ -83,7 +90,7 @@ def _json(body: bytes, params: dict) -> object:
     if not body:
         return dict(params)
     try:
-        payload = _loads(body.decode())
+        payload = loads(body.decode())
     except (ValueError, RecursionError) as error:
         raise BadPayload("the body is not valid JSON: %s" % error) from None
     if params and isinstance(payload, dict):
@@ -106,12 +113,12 @@ def _text(body: bytes, content_type: str) -> str:
 
 
 def _base64(body: bytes) -> str:
-    return _dumps({"body_base64": binascii.b2a_base64(body, newline=False).decode()})
+    return dumps({"body_base64": binascii.b2a_base64(body, newline=False).decode()})
 
 
-def _encode_json(value: object) -> bytes:
+def encode_json(value: object) -> bytes:
     try:
-        return _dumps(value).encode()
+        return dumps(value).encode()
     except RecursionError:
         raise BadAnswer("the answer is nested too deep for JSON") from None
     except ValueError as error:
@@ -148,5 +155,5 @@ def _no_constant(name: str) -> object:
     raise ValueError("%s is not JSON" % name)
 
 
-_loads = json.JSONDecoder(parse_constant=_no_constant).decode
-_dumps = json.JSONEncoder(allow_nan=False, default=_plain, separators=(",", ":"), ensure_ascii=False).encode
+loads = json.JSONDecoder(parse_constant=_no_constant).decode
+dumps = json.JSONEncoder(allow_nan=False, default=_plain, separators=(",", ":"), ensure_ascii=False).encode

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, NoReturn, TextIO
 
+    from . import tensors
     from .instance import Session
 
 MODULE = "module"
@@ -291,6 +292,7 @@ class _Requests(io.TextIOBase):
         self._began = 0.0
         self._asked = False
         self._stopped = False
+        self._tensors: tensors.Request | None = None  # the request under way, where it is one of tensors
 
     def readline(self, size: int | None = -1) -> str:  # type: ignore[override]  # a line is never cut to `size`
         """The next request as one line; "" once the platform wants no more."""
@@ -303,7 +305,11 @@ class _Requests(io.TextIOBase):
                 break
             request, content_type, body = call
             try:
-                line = payloads.decode_line(content_type, body, self._params)
+                self._tensors = self._session.tensors(content_type, body)
+                if self._tensors is None:
+                    line = payloads.decode_line(content_type, body, self._params)
+                else:
+                    line = payloads.dumps({**self._params, **self._tensors.lists(text=True)})
             except payloads.BadPayload as error:
                 self._session.refuse(request, error)
                 continue
@@ -319,7 +325,9 @@ class _Requests(io.TextIOBase):
             return
         seconds = self._session.clock() - self._began
         answer = self._answers.take()
-        if answer is not None:
+        if answer is not None and self._tensors is not None:
+            self._session.answer(request, payloads.loads(answer), seconds, self._tensors.encode)
+        elif answer is not None:
             self._session.answer_json(request, answer, seconds)
         else:
             self._session.error(
