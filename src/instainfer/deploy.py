@@ -23,7 +23,7 @@ from instainfer.agent import base as wire
 from instainfer.clock import Clock
 from instainfer.controller import Controller
 from instainfer.errors import BadInput, BadSettings, InstaInferError, NotFound, OverQuota, Unavailable
-from instainfer.model import Function, FunctionSpec, Profile
+from instainfer.model import Function, FunctionSpec, Profile, Style
 from instainfer.runtime.payloads import JSON, TENSORS
 from instainfer.settings import Settings
 from instainfer.store.base import Store
@@ -165,6 +165,10 @@ class Deployer:
         settings = packages.read_settings(package, overrides)
         style, entry = packages.find_entry(package, settings, function=f"{namespace}/{name}")
         self._possible(settings, package)
+        if style is Style.SCRIPT and settings.batch is not None:
+            raise BadSettings(
+                "a script reads one request a line: it has no batch", hint="write a class with `predict`"
+            )
         digest = packages.digest(data)
         await asyncio.to_thread(self._within_quota, namespace, name, settings.memory, digest, len(data))
         await asyncio.to_thread(self._keep, digest, data)
@@ -180,7 +184,9 @@ class Deployer:
             entry=entry,
             memory=settings.memory,
             timeout_s=settings.timeout,
-            concurrency=settings.concurrency,
+            # of a batch, all are under way at once
+            concurrency=settings.concurrency if settings.batch is None else settings.batch.max,
+            batch=settings.batch,
             environment=built.digest,
             python=settings.python,
             interpreter=built.python,
@@ -229,6 +235,10 @@ class Deployer:
                 f"memory = {settings.memory / 1e6:.0f} MB is more than this node has for containers"
                 f" ({self._largest / 1e6:.0f} MB)",
                 hint="declare less, or start the server with more `--memory`",
+            )
+        if settings.batch is not None and settings.concurrency > 1:
+            raise BadSettings(
+                "batch and concurrency are both set", hint="leave concurrency out: a batch is its requests at once"
             )
         if settings.sample and settings.sample not in package.names():
             raise BadSettings(
@@ -324,6 +334,7 @@ class Deployer:
             timeout_s=spec.timeout_s,
             load_timeout_s=self._load_timeout_s,
             concurrency=spec.concurrency,
+            batch=spec.batch,
             network=spec.network,
             variables=spec.variables,
             params=spec.params,

@@ -120,6 +120,13 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...]  # -1: any size
 
 
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that come together are one call of the function, with a list."""
+
+    max: int
+    wait_s: float  # longest wait of the first for further ones
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One deployed version, as stored and as an agent needs it to run it."""
 
@@ -152,6 +159,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     intercept: bool = True
     inputs: tuple[Tensor, ...] = ()  # what it declares of its tensors, if anything
     outputs: tuple[Tensor, ...] = ()
+    batch: Batch | None = None
     wall: float = 0.0
 
     @property

@@ -18,7 +18,7 @@ import msgspec
 
 from instainfer import units
 from instainfer.errors import BadSettings
-from instainfer.model import Tensor
+from instainfer.model import Batch, Tensor
 
 OLDEST_PYTHON = (3, 9)
 LEAST_MEMORY = 16 << 20  # below this an interpreter with one library does not start
@@ -28,6 +28,8 @@ DATATYPES = (
     "FP16", "FP32", "FP64", "BF16", "BYTES",
 )  # fmt: skip
 LONGEST_TIMEOUT_S = 24 * 3600.0
+LARGEST_BATCH = 1024
+LONGEST_WAIT_MS = 10_000.0
 
 
 def _size(value: Any) -> int:
@@ -60,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     memory: int = 512_000_000
     timeout: float = 60.0
     concurrency: int = 1
+    batch: Batch | None = None
     requirements: tuple[str, ...] = ()
     python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
     device: str = "cpu"
@@ -238,8 +241,17 @@ def _upper(one: Any) -> Any:
     return one
 
 
-def _batch(_value: Any) -> Any:
-    raise BadSettings("batching is not offered yet", hint="remove the key; `concurrency` is honoured")
+def _batch(value: Any) -> Batch:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = {"max": value}
+    if not isinstance(value, Mapping) or "max" not in value or set(value) - {"max", "wait_ms"}:
+        raise _refuse("not a batch", "{max = 8, wait_ms = 5}")
+    most, wait_ms = value["max"], value.get("wait_ms", 5)
+    if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= LARGEST_BATCH:
+        raise _refuse(f"max = {_shown(most)}", f"a whole number from 1 to {LARGEST_BATCH}")
+    if not isinstance(wait_ms, (int, float)) or isinstance(wait_ms, bool) or not 0 <= wait_ms <= LONGEST_WAIT_MS:
+        raise _refuse(f"wait_ms = {_shown(wait_ms)}", f"milliseconds from 0 to {LONGEST_WAIT_MS:g}")
+    return Batch(max=most, wait_s=wait_ms / 1e3)
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {

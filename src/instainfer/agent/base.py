@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from instainfer.core import actions, events
-from instainfer.model import Profile, Style, Tensor
+from instainfer.model import Batch, Profile, Style, Tensor
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -38,6 +38,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 60.0
     load_timeout_s: float = 300.0
     concurrency: int = 1
+    batch: Batch | None = None
     network: bool = False
     variables: dict[str, str] = {}
     params: dict[str, Any] = {}

@@ -169,6 +169,8 @@ class InstanceHost(asyncio.Protocol):
             "declared": list(revision.declared),
             **spec,
         }
+        if revision.batch is not None:
+            told["batch"] = msgspec.to_builtins(revision.batch)
         if revision.inputs or revision.outputs:
             told["tensors"] = msgspec.to_builtins({"inputs": revision.inputs, "outputs": revision.outputs})
         self.wanted = level

@@ -36,6 +36,16 @@ class Channel:
             os._exit(1)
         return self._frames.pop(0)
 
+    def comes(self, seconds: float) -> bool:
+        """Whether something to take is there, or comes within so many seconds. Less than a whole frame counts."""
+        if self._frames:
+            return True
+        from select import POLLIN, poll
+
+        waiting = poll()
+        waiting.register(self._fd, POLLIN)
+        return bool(waiting.poll(max(seconds, 0.0) * 1000))
+
     def send(self, kind: int, request: int, meta: dict, body: bytes = b"") -> None:
         """One frame, whole. May be called from any thread."""
         data = frames.encode(kind, request, meta, body)

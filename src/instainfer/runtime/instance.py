@@ -38,6 +38,7 @@ IMPORTED = 1
 LOADED = 2
 CONTROL = 4  # the descriptor of a template's control socket
 WARMUP = -1  # in place of a request number: the call with the sample
+LATE = (-2, "", b"")  # in place of a request: none came in time
 TIMES = ("import_s", "load_s", "aside_s", "warmup_s", "first_s")
 LONGEST_SUMMARY = 200  # characters of what the sample gave
 
@@ -183,7 +184,9 @@ class Session:
             function = self._fast.load(self._wait)
         except BaseException as error:  # noqa: BLE001  # whatever a tenant's code raises is reported
             self.fail(self._phase(error), error)
-        if self._concurrency > 1:
+        if self._spec.get("batch"):
+            self._serve_batches(function)
+        elif self._concurrency > 1:
             self._serve_many(function)
         else:
             call = self.take()
@@ -199,7 +202,13 @@ class Session:
             sample = self._before_ready()
             if sample is not None:
                 return sample
+        return self._next()
+
+    def _next(self, until: float | None = None) -> Call | None:
+        """The next request of the channel; LATE when `until` passes before something comes."""
         while True:
+            if until is not None and not self._channel.comes(until - self.clock()):
+                return LATE
             kind, request, meta, body = self._channel.take()
             if kind == frames.CALL:
                 if "traceparent" in meta:
@@ -378,29 +387,74 @@ class Session:
 
     # ---- requests of module and class style ---------------------------------------------------------
 
-    def _handle(self, function: Callable[[Any], Any], call: Call) -> None:
+    def _decoded(self, call: Call) -> tuple[object, payloads.Encode] | None:
+        """The payload, and how its answer is encoded; None for one that was refused."""
         request, content_type, body = call
-        encode: payloads.Encode = payloads.encode
-        payload: object
         try:
             tensors = self.tensors(content_type, body)
             if tensors is None:
-                payload = payloads.decode(content_type, body, self._params)
-            else:
-                payload, encode = {**self._params, **tensors.arrays()}, tensors.encode
+                return payloads.decode(content_type, body, self._params), payloads.encode
+            return {**self._params, **tensors.arrays()}, tensors.encode
         except payloads.BadPayload as error:
             self.refuse(request, error)
+            return None
+
+    def _call(self, function: Callable[[Any], Any], payload: object) -> Any:
+        value = function(payload)
+        return self._wait(value) if hasattr(type(value), "__await__") else value
+
+    def _handle(self, function: Callable[[Any], Any], call: Call) -> None:
+        decoded = self._decoded(call)
+        if decoded is None:
+            return
+        payload, encode = decoded
+        clock = self.clock
+        began = clock()
+        try:
+            value = self._call(function, payload)
+        except BaseException as error:  # noqa: BLE001  # SystemExit too: it ends the call, not the instance
+            self.error(call[0], error, clock() - began)
+        else:
+            self.answer(call[0], value, clock() - began, encode)
+
+    def _serve_batches(self, function: Callable[[Any], Any]) -> None:
+        """What comes while the first waits is one call, with a list. A batch of one is a list of one."""
+        most, wait = self._spec["batch"]["max"], self._spec["batch"]["wait_s"]
+        call = self.take()
+        while call is not None:
+            calls = [call]
+            until = self.clock() + wait
+            while call is not None and call[0] >= 0 and len(calls) < most:
+                call = self._next(until)
+                if call is not None and call[0] >= 0:
+                    calls.append(call)
+            self._handle_batch(function, calls)
+            if call is not None:
+                call = self.take()
+
+    def _handle_batch(self, function: Callable[[Any], Any], calls: list[Call]) -> None:
+        """One that cannot be decoded is refused alone; what the call raises, all are told. An element that is an
+        exception is that request's error."""
+        decoded = [(call[0], both) for call in calls if (both := self._decoded(call)) is not None]
+        if not decoded:
             return
         clock = self.clock
         began = clock()
         try:
-            value = function(payload)
-            if hasattr(type(value), "__await__"):
-                value = self._wait(value)
-        except BaseException as error:  # noqa: BLE001  # SystemExit too: it ends the call, not the instance
-            self.error(request, error, clock() - began)
-        else:
-            self.answer(request, value, clock() - began, encode)
+            values = list(self._call(function, [payload for _, (payload, _) in decoded]))
+            if len(values) != len(decoded):
+                raise payloads.BadAnswer(
+                    "a batch of %d was answered with %d values; return a list with one for each"
+                    % (len(decoded), len(values))
+                )
+        except BaseException as error:  # noqa: BLE001  # as in _handle
+            values = [error] * len(decoded)
+        seconds = clock() - began
+        for (request, (_, encode)), value in zip(decoded, values):  # noqa: B905  # `strict` is of Python 3.10
+            if isinstance(value, BaseException):
+                self.error(request, value, seconds)
+            else:
+                self.answer(request, value, seconds, encode)
 
     def _serve_many(self, function: Callable[[Any], Any]) -> None:
         """Threads that each take a request, handle it and come back: who handles also reads, so no queue."""
