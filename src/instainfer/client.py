@@ -214,6 +214,10 @@ class Client:
         """{"node": …, "containers": […]}."""
         return self._json("GET", f"{PREFIX}/containers")
 
+    def policies(self) -> dict[str, Any]:
+        """{"since": …, "policies": […]}: the one in force, then its shadows; none where there are no shadows."""
+        return self._json("GET", f"{PREFIX}/policies")
+
     def status(self) -> dict[str, Any]:
         return self._json("GET", f"{PREFIX}/status")
 

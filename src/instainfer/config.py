@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, extra={"reader": parse_seconds})]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Names = tuple[str, ...]  # written as a list, or with commas in one text
 #: Above every real user's, below 2**31 (some file systems and tools read uids as signed): systemd's
 #: container range starts at 0x00080000 and ends at 0x6FFFFFFF; this is 0x70000000.
 UID_BASE = 1879048192
@@ -73,6 +75,7 @@ class Policy(Section, frozen=True, kw_only=True):
     predictor: str = ""  # "": the mode's own
     keep_alive: str = "pressure"
     keep_alive_s: Seconds = 600.0  # for keep-alive policies with a time
+    shadow: Names = ()  # modes that decide beside it and never act, MODE or MODE:PREDICTOR
 
 
 class Environments(Section, frozen=True, kw_only=True):
@@ -200,6 +203,8 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         if not isinstance(value, str | Path) or not str(value):
             raise BadSettings(f"{place} is not a path", hint='write a directory, such as "/var/lib/instainfer"')
         return Path(value).expanduser().absolute()
+    if hint == Names:
+        return _names(value, place)
     metas = [meta for meta in get_args(hint) if isinstance(meta, msgspec.Meta)]
     reader = (metas[0].extra or {}).get("reader") if metas else None
     try:
@@ -214,6 +219,18 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         raise BadSettings(f"{place} cannot be used", hint=f"allowed: {_allowed(hint)}") from None
     except ValueError as error:
         raise BadSettings(f"{place} cannot be used", hint=str(error)) from None
+
+
+_COMMA = re.compile(r",(?![^(]*\))")  # not those in brackets, which are a name's own
+
+
+def _names(value: Any, place: str) -> Names:
+    if isinstance(value, str):
+        inner = value.strip().removeprefix("[").removesuffix("]")
+        value = [name.strip().strip("\"'") for name in _COMMA.split(inner)]
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise BadSettings(f"{place} cannot be used", hint='write a list, such as ["tyche", "gdsf"], or tyche,gdsf')
+    return tuple(name for name in value if name)
 
 
 def _allowed(hint: Any) -> str:

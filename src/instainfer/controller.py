@@ -13,7 +13,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from instainfer.agent import base as wire
 from instainfer.books import Books, Ticket
@@ -26,6 +26,18 @@ from instainfer.eventlog import EventLog
 from instainfer.model import FunctionSpec
 
 FLUSH_S = 0.5
+
+
+class Watcher(Protocol):
+    """Looks on. On the request path: it is quick, and it never raises."""
+
+    def follow(self, now: float, event: ev.AnyEvent) -> None:
+        """Of every event, before the core handles it."""
+        ...
+
+    def finished(self, ticket: Ticket) -> None:
+        """A request was answered or failed, and is in the books."""
+        ...
 
 
 class Controller:
@@ -45,6 +57,7 @@ class Controller:
         self.books = books
         self.specs: dict[str, FunctionSpec] = {}  # by key: what requests are accepted for
         self.nodes: dict[str, ev.NodeJoined] = {}
+        self.watcher: Watcher | None = None  # set before `start`
         self._agents = {agent.node: agent for agent in agents}
         self._clock = clock
         self._events = events
@@ -223,6 +236,8 @@ class Controller:
                 event = self._queue.popleft()
                 now = self._clock.now()
                 self._events.append(now, event)
+                if self.watcher is not None:
+                    self.watcher.follow(now, event)
                 for action in self.platform.handle(event, now):
                     self._act(action, now)
         finally:
@@ -390,6 +405,8 @@ class Controller:
             return
         ticket.body = b""
         self.books.finished(ticket)
+        if self.watcher is not None:
+            self.watcher.finished(ticket)
         if self._draining is not None and not self._tickets and not self._draining.done():
             self._draining.set_result(None)
         ticket.done(ticket)

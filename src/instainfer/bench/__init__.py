@@ -1,5 +1,5 @@
-"""Benchmarks: what the platform adds to a call, what each kind of start costs and what loading does, against the
-plain way of doing the same, side by side in one run.
+"""Benchmarks: what the platform adds to a call, what each kind of start costs, what loading does and how much it
+serves, against the plain way of doing the same, side by side in one run.
 
 Every benchmark starts a server of its own with a private data directory on a free port and leaves nothing
 behind. How long it takes is set by the environment, see `plan`.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from instainfer.errors import BadInput
 
-NAMES = ("overhead", "starts", "load")
+NAMES = ("overhead", "starts", "load", "service")
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
     Raises BadInput for a name that is none of NAMES or settings that cannot be meant, and what the server or
     a function raised.
     """
-    from instainfer.bench import load, load_picture, overhead, starts
+    from instainfer.bench import load, load_picture, overhead, service, starts
     from instainfer.bench.models import choose
     from instainfer.bench.plan import PREFIX, Plan
     from instainfer.bench.report import Report
@@ -50,6 +50,8 @@ def run(
             overhead.measure(plan, report)
         elif name == "starts":
             starts.measure(plan, report, starts.find_examples(examples))
+        elif name == "service":
+            service.measure(plan, report)
         else:
             given = plan.rounds if f"{PREFIX}ROUNDS" in os.environ else load.ROUNDS
             load.measure(chosen, rounds or given, report)

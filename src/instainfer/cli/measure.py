@@ -19,6 +19,7 @@ class Benchmark(StrEnum):
     OVERHEAD = "overhead"
     STARTS = "starts"
     LOAD = "load"
+    SERVICE = "service"
 
 
 @command("demo", example="instainfer demo --json demo.json")
@@ -42,7 +43,7 @@ def bench(
     session: Session,
     name: Annotated[
         Benchmark,
-        typer.Argument(help="What the platform adds to a call; what each start costs; what loading does."),
+        typer.Argument(help="Of a call's cost, of starts, of loading, or of how much is served."),
     ],
     json: Result = None,
     examples: Annotated[

@@ -38,6 +38,9 @@ def serve(
     keep_alive_seconds: Annotated[
         str | None, typer.Option(metavar="TIME", help="For keep-alive policies with a time [600].")
     ] = None,
+    shadow: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Modes that decide beside it and never act: see `policies`.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings [INSTAINFER_CONFIG, then ./instainfer.toml].")
     ] = None,
@@ -58,7 +61,7 @@ def serve(
         },
         "node": {"memory": memory, "zygote_memory": zygote_memory},
         "sandbox": {"kind": sandbox},
-        "policy": {"mode": policy, "keep_alive": keep_alive, "keep_alive_s": keep_alive_seconds},
+        "policy": {"mode": policy, "keep_alive": keep_alive, "keep_alive_s": keep_alive_seconds, "shadow": shadow},
     }
     try:
         chosen = settings.load(config, flags=flags)

@@ -13,6 +13,7 @@ from instainfer.config import Settings
 from instainfer.controller import Controller
 from instainfer.errors import InstaInferError
 from instainfer.sandbox.base import Sandbox
+from instainfer.shadow.watch import Shadows
 from instainfer.store.base import Store
 from instainfer.store.writer import BatchWriter
 
@@ -28,6 +29,7 @@ class Health:
     events: Path  # directory of the event log
     predictor: str
     started: float
+    shadows: Shadows
     stopping: bool = False
 
     async def check(self) -> dict[str, Any]:

@@ -86,6 +86,12 @@ def application(
         who.check_everywhere()
         return health.status()
 
+    @api.get("/policies")
+    async def policies(who: Caller) -> dict[str, Any]:
+        """What became of the requests under the policy in force, and what would have under its shadows."""
+        who.check_everywhere()
+        return await health.shadows.rows()
+
     def within(who: Principal, namespace: str | None) -> str | None:
         """The namespace that a list is of; None: all. Raises Forbidden."""
         if namespace is None:

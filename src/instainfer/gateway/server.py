@@ -33,7 +33,7 @@ from instainfer.core.state import State
 from instainfer.deploy import Deployer
 from instainfer.errors import BadSettings, InstaInferError, NotAllowed, Unavailable
 from instainfer.eventlog import EventLog
-from instainfer.gateway import invoke, manage, openwhisk
+from instainfer.gateway import inference, invoke, manage, openwhisk
 from instainfer.gateway.access import Access
 from instainfer.gateway.direct import Protocol
 from instainfer.gateway.health import Health
@@ -212,8 +212,9 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     traced = bool(settings.telemetry.otlp)
     hot = invoke.Invoke(controller, access, work, max_body=settings.server.max_body, traced=traced)
     whisk = OpenWhisk(hot, deployer, store, writer, api_host=url(listening))
+    v2 = inference.Inference(hot, health)
     management = manage.application(health, deployer, access, work, locked, max_package=256_000_000)
-    app = _router({invoke.PREFIX: hot, openwhisk.PREFIX: whisk.application()}, management)
+    app = _router({invoke.PREFIX: hot, openwhisk.PREFIX: whisk.application(), inference.PREFIX: v2}, management)
     admin.unlink(missing_ok=True)
     local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)  # the admin socket asks for no key: it is this user's alone
@@ -310,6 +311,8 @@ def _gate(app: App, access: Access) -> App:
             if scope["path"].startswith(openwhisk.PREFIX):
                 body = json.dumps(openwhisk.failed(error)[1]).encode()
                 headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Basic")]
+            elif scope["path"].startswith(inference.PREFIX):
+                status, headers, body = inference.failed(error)
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return None
