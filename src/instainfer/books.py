@@ -21,8 +21,9 @@ class Ticket:
     `error` set."""
 
     __slots__ = (
-        "activation", "answer", "arrived", "body", "container", "content_type", "dispatched", "done", "error",
-        "inference_s", "instance", "logs", "phases", "request", "spec", "start", "traceparent", "wall",
+        "activation", "answer", "arrived", "body", "chunk", "container", "content_type", "dispatched", "done",
+        "error", "inference_s", "instance", "logs", "parts", "phases", "request", "spec", "start", "traceparent",
+        "wall",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +35,8 @@ class Ticket:
         self.body = body
         self.done = done
         self.activation = ""
+        self.chunk: Callable[[Ticket, str, bytes], None] | None = None  # takes the parts of a streamed answer
+        self.parts: list[bytes] = []  # of one that nobody takes in parts
         self.traceparent = ""  # the caller's, where spans are made
         self.arrived = 0.0
         self.wall = 0.0

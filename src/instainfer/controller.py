@@ -167,9 +167,13 @@ class Controller:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Its caller went away: take it back if it still waits; one that runs is left alone."""
-        if ticket.request in self._tickets and not ticket.instance:
+        """Its caller went away: take it back if it still waits; one that runs is told, in case it streams."""
+        if ticket.request not in self._tickets:
+            return
+        if not ticket.instance:
             self.feed(ev.RequestCancelled(request=ticket.request))
+        elif ticket.chunk is not None:
+            self._node_of[ticket.container].send(wire.Cancel(request=ticket.request, instance=ticket.instance))
 
     # ---- by hand -------------------------------------------------------------------------------------------
 
@@ -273,6 +277,7 @@ class Controller:
     def _dispatch(self, action: act.Dispatch, now: float) -> None:
         ticket = self._tickets[action.request]
         self.books.dispatched(ticket, action, now)
+        ticket.parts.clear()
         self._node_of[ticket.container].send(
             wire.Invoke(
                 request=action.request,
@@ -336,6 +341,8 @@ class Controller:
     def report(self, agent: wire.Agent, report: wire.Report) -> None:
         if type(report) is wire.Answered:
             self._answered(report)
+        elif type(report) is wire.Part:
+            self._part(report)
         elif isinstance(report, ev.Event):
             self._event(report)
         elif isinstance(report, wire.Logged):
@@ -377,6 +384,15 @@ class Controller:
             self._node_of.pop(event.zygote, None)
         self._loop.call_soon(self.books.forget, event)
 
+    def _part(self, report: wire.Part) -> None:
+        ticket = self._tickets.get(report.request)
+        if ticket is None or ticket.instance != report.instance:
+            return
+        if ticket.chunk is not None:
+            ticket.chunk(ticket, report.content_type, report.body)
+        else:
+            ticket.parts.append(report.body)
+
     def _answered(self, report: wire.Answered) -> None:
         ticket = self._tickets.get(report.request)
         ok = not report.problem
@@ -384,7 +400,7 @@ class Controller:
             ticket.inference_s = report.inference_s
             ticket.logs = report.logs
             if ok:
-                ticket.answer = (report.content_type, report.body)
+                ticket.answer = (report.content_type, b"".join((*ticket.parts, report.body)))
                 self._finish(ticket)
             else:
                 self._fail(ticket, from_problem(report.problem))

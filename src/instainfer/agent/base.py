@@ -117,6 +117,13 @@ class Measure(Message, frozen=True, kw_only=True):
     revision: str
 
 
+class Cancel(Message, frozen=True, kw_only=True):
+    """Nobody wants the rest of what this request streams."""
+
+    request: int
+    instance: str
+
+
 Command = (
     actions.CreateContainer
     | actions.ResizeContainer
@@ -133,6 +140,7 @@ Command = (
     | Withdraw
     | Retain
     | Invoke
+    | Cancel
     | Build
     | Measure
 )
@@ -154,6 +162,15 @@ class Answered(Message, frozen=True, kw_only=True):
     body: bytes = b""
     problem: dict[str, Any] = {}
     logs: tuple[tuple[str, str], ...] = ()  # (stream, text)
+
+
+class Part(Message, frozen=True, kw_only=True):
+    """A part of an answer that is streamed; Answered without a body ends it."""
+
+    request: int
+    instance: str
+    content_type: str
+    body: bytes
 
 
 class Logged(Message, frozen=True, kw_only=True):
@@ -201,6 +218,7 @@ Report = (
     | events.NodeLost
     | Missing
     | Answered
+    | Part
     | Logged
     | Progress
     | Built

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from instainfer.agent.base import Invoke, Report, Revision, Sink
+from instainfer.agent.base import Cancel, Invoke, Report, Revision, Sink
 from instainfer.agent.instance import InstanceHost, Output
 from instainfer.agent.link import Exit, ManagerLink
 from instainfer.agent.room import BOOT, FIRST_UID, Maker, Process, Room
@@ -38,6 +38,7 @@ Work = (
     | actions.Thaw
     | actions.ResizeContainer
     | Invoke
+    | Cancel
 )
 
 SLOW = (actions.Load, actions.Freeze)  # what follows these waits for them
@@ -157,6 +158,8 @@ class ContainerHost:
             resident.host.invoke(
                 work.request, work.activation, work.content_type, work.body, traceparent=work.traceparent
             )
+        elif isinstance(work, Cancel):
+            resident.host.cancel(work.request)
         elif isinstance(work, actions.Thaw):
             resident.frozen = False
             with suppress(OSError):

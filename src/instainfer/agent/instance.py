@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from instainfer.agent.base import Answered, Logged, Revision, Sink
+from instainfer.agent.base import Answered, Logged, Part, Revision, Sink
 from instainfer.core.events import InstanceFailed, InstanceReady
 from instainfer.errors import BadInput, InvocationFailed
 from instainfer.model import Level, Origin
@@ -120,6 +120,7 @@ class InstanceHost(asyncio.Protocol):
         self._calls: dict[int, tuple[asyncio.TimerHandle, float]] = {}
         self._latest: int | None = None  # the call that was written last, if nothing was after it
         self._unread: set[int] = set()  # calls that did not reach it
+        self._streamed: dict[int, int] = {}  # call -> bytes of its answer so far
         self._load_timer: asyncio.TimerHandle | None = None
         self._load_left = 0.0
         self._load_since = 0.0
@@ -205,6 +206,10 @@ class InstanceHost(asyncio.Protocol):
         self._transport.write(frames.encode(frames.CALL, request, meta, body))
         self._latest = request
 
+    def cancel(self, request: int) -> None:
+        if request in self._calls:
+            self._write(frames.encode(frames.CANCEL, request))
+
     def freezing(self) -> None:
         """Frozen time counts neither as load time nor towards the limit."""
         self._frozen_at = time.monotonic()
@@ -278,6 +283,7 @@ class InstanceHost(asyncio.Protocol):
             if call is None:
                 return  # nobody asked (any more)
             call[0].cancel()
+            self._streamed.pop(request, None)
             seconds = _sane(meta.get("s"), time.perf_counter() - call[1])
             if kind == frames.RESULT:
                 self._report(
@@ -300,6 +306,8 @@ class InstanceHost(asyncio.Protocol):
                         logs=self.output.take(),
                     )
                 )
+        elif kind == frames.PART:
+            self._part(request, str(meta.get("type", "")), body)
         elif kind == frames.READY:
             self._ready(meta)
         elif kind == frames.FAILED and not self.loading:
@@ -315,6 +323,14 @@ class InstanceHost(asyncio.Protocol):
             self._expire(reason, "load_failed", None)
         else:
             raise ValueError(f"frame of kind {kind}")
+
+    def _part(self, request: int, kind: str, body: bytes) -> None:
+        if request not in self._calls:
+            return
+        sent = self._streamed[request] = self._streamed.get(request, 0) + len(body)
+        if sent > self.revision.max_answer:
+            raise ValueError(f"it streamed {sent} bytes, over the limit of {self.revision.max_answer}")
+        self._report(Part(request=request, instance=self.id, content_type=kind, body=body))
 
     def _ready(self, meta: dict[str, Any]) -> None:
         if not self.loading:

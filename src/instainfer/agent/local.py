@@ -32,7 +32,7 @@ EVERY_S = 1.0
 ROOM = 64 << 20  # bytes of a zygote's room beyond the zygote's own, for its manager and for erasing
 GONE = ".gone-"  # a package on its way out
 #: Kept: a union would be built and walked for every invocation.
-OF_INSTANCE = (base.Invoke, actions.Freeze, actions.Thaw, actions.Raise, actions.Offload)
+OF_INSTANCE = (base.Invoke, base.Cancel, actions.Freeze, actions.Thaw, actions.Raise, actions.Offload)
 
 
 class LocalAgent:

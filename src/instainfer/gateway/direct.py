@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from instainfer.books import Ticket
 from instainfer.errors import InstaInferError, NotAllowed
 from instainfer.gateway.access import OWNER, Principal
-from instainfer.gateway.invoke import PREFIX, Invoke
+from instainfer.gateway.invoke import PREFIX, Invoke, last_part
 from instainfer.gateway.problems import render
 
 _PREFIX = PREFIX.encode()
@@ -30,11 +30,15 @@ class Call:
     """A request under way. uvicorn takes it for the connection's cycle, and asks no more of one than is here."""
 
     __slots__ = (
-        "content_type", "disconnected", "keep_alive", "message_event", "parts", "response_complete", "size",
-        "ticket", "traceparent", "who",
+        "content_type", "disconnected", "keep_alive", "message_event", "parts", "protocol", "response_complete",
+        "size", "streaming", "ticket", "traceparent", "who",
     )  # fmt: skip
 
-    def __init__(self, who: Principal, content_type: str, traceparent: str, keep_alive: bool) -> None:
+    def __init__(
+        self, protocol: Protocol, who: Principal, content_type: str, traceparent: str, keep_alive: bool
+    ) -> None:
+        self.protocol = protocol
+        self.streaming = ""  # content type of an answer that goes out in parts, once it has begun
         self.who = who
         self.traceparent = traceparent
         self.content_type = content_type
@@ -45,6 +49,9 @@ class Call:
         self.response_complete = False
         self.disconnected = False
         self.message_event = _Nobody()
+
+    def part(self, ticket: Ticket, kind: str, body: bytes) -> None:
+        self.protocol.part(self, ticket, kind, body)
 
 
 class Protocol(HttpToolsProtocol):
@@ -111,7 +118,7 @@ class Protocol(HttpToolsProtocol):
             who = self._hot.access.who(given) if self._asks else OWNER
         except NotAllowed:
             return None
-        return Call(who, content_type, traceparent, parser.should_keep_alive())
+        return Call(self, who, content_type, traceparent, parser.should_keep_alive())
 
     def on_body(self, body: bytes) -> None:
         call = self._call
@@ -143,6 +150,7 @@ class Protocol(HttpToolsProtocol):
             return
         if not call.response_complete:
             call.ticket = ticket
+            ticket.chunk = call.part
 
     def connection_lost(self, exc: Exception | None) -> None:
         call: Any = self.cycle
@@ -151,9 +159,39 @@ class Protocol(HttpToolsProtocol):
         if type(call) is Call and call.ticket is not None:
             self._hot.controller.cancel(call.ticket)  # nobody needs the answer
 
+    def part(self, call: Call, ticket: Ticket, kind: str, body: bytes) -> None:
+        """A part of the answer: chunked, as it comes. For a client that is slow to read it is kept here, up to the
+        limit of an answer; the instance does not wait."""
+        if call.disconnected:
+            return
+        if not call.streaming:
+            call.streaming = kind
+            self._head(STATUS_LINE[200], self._hot.streamed(ticket, kind))
+        if body:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
     def _done(self, call: Call, ticket: Ticket) -> None:
         call.ticket = None
-        self._answer(call, *self._hot.response(ticket))
+        if not call.streaming:
+            self._answer(call, *self._hot.response(ticket))
+            return
+        call.response_complete = True
+        if call.disconnected:
+            return
+        whole, last = last_part(call.streaming, ticket)
+        if last:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(last), last))
+        if whole:
+            self.transport.write(b"0\r\n\r\n")
+        if not whole or not call.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _head(self, status: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        parts = [status]
+        for name, value in (*self.server_state.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        self.transport.write(b"".join((*parts, b"\r\n")))
 
     def _answer(self, call: Call, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         call.response_complete = True

@@ -51,11 +51,46 @@ class Invoke:
             return
         except ClientGone:
             return
-        if ticket.instance or answered.done():
-            await answered
-        else:
-            await self._wait(ticket, answered, receive)
+        parts: asyncio.Queue[tuple[str, bytes] | None] = asyncio.Queue()
+        if not answered.done():
+            ticket.chunk = lambda _, kind, body: parts.put_nowait((kind, body))
+            answered.add_done_callback(lambda _: parts.put_nowait(None))
+            waiting = asyncio.ensure_future(self._wait(ticket, answered, receive))
+            first = await parts.get()
+            if first is not None:
+                await self._stream(ticket, first, parts, send)
+                waiting.cancel()
+                return
+            await waiting
         await _send(send, *self.response(ticket))
+
+    async def _stream(
+        self,
+        ticket: Ticket,
+        part: tuple[str, bytes] | None,
+        parts: asyncio.Queue[tuple[str, bytes] | None],
+        send: Any,
+    ) -> None:
+        assert part is not None
+        kind = part[0]
+        await send({"type": "http.response.start", "status": 200, "headers": self.streamed(ticket, kind)})
+        while part is not None:
+            await send({"type": "http.response.body", "body": part[1], "more_body": True})
+            part = await parts.get()
+        whole, last = last_part(kind, ticket)
+        if not whole:
+            raise ConnectionAbortedError("a stream broke off")  # the server closes the connection: it shows there
+        await send({"type": "http.response.body", "body": last})
+
+    def streamed(self, ticket: Ticket, kind: str) -> list[tuple[bytes, bytes]]:
+        """Headers of an answer that comes in parts."""
+        return [
+            (b"content-type", kind.encode("latin-1", "replace")),
+            (b"cache-control", b"no-cache"),
+            (b"transfer-encoding", b"chunked"),
+            (b"x-instainfer-start", ticket.start.encode()),
+            (b"x-instainfer-activation", ticket.activation.encode()),
+        ]
 
     async def _durable(
         self, spec: FunctionSpec, content_type: str, body: bytes, key: str, *, later: bool
@@ -173,7 +208,7 @@ class Invoke:
         )
 
     async def _wait(self, ticket: Ticket, answered: asyncio.Future[None], receive: Any) -> None:
-        """It waits for an instance: should the caller go away meanwhile, nobody needs the answer."""
+        """Should the caller go away meanwhile, nobody needs the answer."""
         gone = asyncio.ensure_future(receive())
         try:
             await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -182,6 +217,17 @@ class Invoke:
         finally:
             gone.cancel()
         await answered
+
+
+def last_part(kind: str, ticket: Ticket) -> tuple[bool, bytes]:
+    """Whether a stream of this type can be ended as a whole one, and what is to be sent before that. An error in
+    the middle is an event where there are events; else the connection breaks off, or it would look like the end."""
+    if ticket.error is None:
+        return True, b""
+    if kind != "text/event-stream":
+        return False, b""
+    _, _, problem = render(ticket.error, ticket.activation)
+    return True, b"event: error\ndata: %b\n\n" % problem
 
 
 def _wishes(headers: list[tuple[bytes, bytes]]) -> tuple[str, bool]:

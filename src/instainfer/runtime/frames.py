@@ -21,6 +21,7 @@ GO = 1  # meta: the instance spec; the first frame
 RAISE = 2  # meta: {"level": int}
 CALL = 3  # meta: {"type": content type, "activation": id}, body: the payload
 STOP = 4  # end in good order
+CANCEL = 5  # nobody wants the rest of what this request streams
 
 # instance -> platform
 READY = 10  # meta: {"level", "import_s", "load_s", "aside_s" (writing a snapshot), "warmup_s", "first_s",
@@ -28,6 +29,7 @@ READY = 10  # meta: {"level", "import_s", "load_s", "aside_s" (writing a snapsho
 #             "unforkable", "intercepted"}
 FAILED = 11  # meta: {"phase", "error", "trace"}; the process exits after it
 RESULT = 12  # meta: {"type": content type, "s": seconds of inference}, body: the answer
+PART = 14  # meta: {"type"}, body: a part of an answer that is streamed; a RESULT without a body ends it
 ERROR = 13  # meta: {"phase", "error", "trace", "s", "bad_input": bool}; the instance lives on
 
 LARGEST = 1 << 30

@@ -415,7 +415,46 @@ class Session:
         except BaseException as error:  # noqa: BLE001  # SystemExit too: it ends the call, not the instance
             self.error(call[0], error, clock() - began)
         else:
-            self.answer(call[0], value, clock() - began, encode)
+            if hasattr(type(value), "__next__") or hasattr(type(value), "__anext__"):
+                self._stream(call[0], value, began)
+            else:
+                self.answer(call[0], value, clock() - began, encode)
+
+    def _stream(self, request: int, values: Any, began: float) -> None:
+        """What a generator gives goes out as it comes. Whether anybody still wants it is looked at in between,
+        where one request runs at a time."""
+        clock = self.clock
+        left = self._limit
+        kind = ""
+        try:
+            for value in values if hasattr(values, "__next__") else self._wait.each(values):
+                kind = kind or payloads.kind_of_part(value)
+                body = payloads.encode_part(kind, value)
+                left -= len(body)
+                if left < 0:
+                    raise payloads.too_large(self._limit - left, self._limit)
+                if request == WARMUP:
+                    continue
+                flush()
+                self._channel.send(frames.PART, request, {"type": kind}, body)
+                if self._concurrency == 1 and self._cancelled(request):
+                    values.close()
+                    break
+        except BaseException as error:  # noqa: BLE001  # as in _handle
+            self.error(request, error, clock() - began)
+        else:
+            self._finish(frames.RESULT, request, {"type": kind or payloads.BYTES, "s": clock() - began})
+
+    def _cancelled(self, request: int) -> bool:
+        while self._channel.comes(0):
+            kind, of, _, _ = self._channel.take()
+            if kind == frames.CANCEL and of == request:
+                return True
+            if kind == frames.STOP:
+                os._exit(0)
+            if kind == frames.RAISE:
+                self._say_ready(LOADED)
+        return False
 
     def _serve_batches(self, function: Callable[[Any], Any]) -> None:
         """What comes while the first waits is one call, with a list. A batch of one is a list of one."""
@@ -516,6 +555,15 @@ class _Waiter:
         if self._threaded:
             return asyncio.run_coroutine_threadsafe(_result(awaitable), self._loop).result()
         return self._loop.run_until_complete(_result(awaitable))
+
+    def each(self, values: Any) -> Any:
+        """An async generator as an ordinary one."""
+        while True:
+            try:
+                value = self(values.__anext__())
+            except StopAsyncIteration:
+                return
+            yield value
 
 
 async def _result(awaitable: Awaitable[Any]) -> Any:

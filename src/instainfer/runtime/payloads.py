@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
+EVENTS = "text/event-stream"
 TENSORS = "application/vnd.instainfer.tensors"  # tensors.py
 
 
@@ -63,6 +64,26 @@ def encode(value: object, limit: int) -> tuple[str, bytes]:
     if len(body) > limit:
         raise too_large(len(body), limit)
     return kind, body
+
+
+def kind_of_part(value: object) -> str:
+    """Content type of a stream, by its first part: bytes and text as they are, all else as server-sent events."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return BYTES
+    return "text/plain; charset=utf-8" if isinstance(value, str) else EVENTS
+
+
+def encode_part(kind: str, value: object) -> bytes:
+    """One part of a stream. Raises BadAnswer."""
+    if kind == EVENTS:
+        return b"data: " + encode_json(value) + b"\n\n"
+    if kind == BYTES:
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            raise BadAnswer("a stream that began with bytes goes on with a %s" % type(value).__name__)
+        return bytes(value)
+    if not isinstance(value, str):
+        raise BadAnswer("a stream that began with text goes on with a %s" % type(value).__name__)
+    return value.encode("utf-8", "backslashreplace")
 
 
 def too_large(size: int, limit: int) -> BadAnswer:
