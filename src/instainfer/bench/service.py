@@ -51,7 +51,8 @@ class Same(ls.LitAPI):
     def encode_response(self, output): return output
 
 if __name__ == "__main__":
-    ls.LitServer(Same(), accelerator="cpu").run(port=int(sys.argv[1]), generate_client_file=False, log_level="error")
+    server = ls.LitServer(Same(), accelerator="cpu")
+    server.run(port=int(sys.argv[1]), generate_client_file=False, log_level="error")
 """,
         ("service.py", "{port}"),
         "/predict",
