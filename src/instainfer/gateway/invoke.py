@@ -221,7 +221,7 @@ class Invoke:
 
 def last_part(kind: str, ticket: Ticket) -> tuple[bool, bytes]:
     """Whether a stream of this type can be ended as a whole one, and what is to be sent before that. An error in
-    the middle is an event where there are events; else the connection breaks off: it is not to pass for the end."""
+    the middle is an event where there are events; else the connection breaks off, since it is not the end."""
     if ticket.error is None:
         return True, b""
     if kind != "text/event-stream":

@@ -29,6 +29,33 @@ PREFIX = "/instainfer/v1"
 LONGEST_WAIT_S = 60.0
 
 
+class Metrics(Response):
+    media_type = "text/plain; version=0.0.4"
+
+
+class Lines(StreamingResponse):
+    media_type = "application/x-ndjson"
+
+
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+#: What any address may answer instead.
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": _PROBLEM}
+    for status, text in {
+        400: "what was sent cannot be used",
+        401: "no key, or a wrong one",
+        403: "a key of another namespace, or of too small a role",
+        404: "there is no such thing",
+        409: "not in the present state",
+        413: "too large",
+        429: "over the namespace's quota",
+        502: "the function's own doing",
+        503: "not now",
+        504: "the function ran too long",
+    }.items()
+}
+
+
 def application(
     health: Health, deployer: Deployer, access: Access, work: Work, locked: Callable[[], None], *, max_package: int
 ) -> FastAPI:
@@ -39,6 +66,7 @@ def application(
         description="Management of functions, and what the platform did and why.",
         docs_url=None,
         redoc_url=None,
+        responses=PROBLEMS,
     )
     controller, store, writer = health.controller, health.store, health.writer
     api = APIRouter(prefix=PREFIX)
@@ -76,10 +104,10 @@ def application(
         response.status_code = 200 if truth["ready"] else 503
         return truth
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], response_class=Metrics)
     async def metrics(who: Caller) -> Response:
         who.check_everywhere()
-        return Response(controller.books.metrics.render(), media_type="text/plain; version=0.0.4")
+        return Metrics(controller.books.metrics.render())
 
     @api.get("/status")
     async def status(who: Caller) -> dict[str, Any]:
@@ -121,7 +149,7 @@ def application(
         found = await asyncio.to_thread(store.functions, namespace)
         return {"functions": [present.function(spec, p, state.functions.get(spec.key)) for spec, p in found]}
 
-    @api.put("/functions/{namespace}/{name}")
+    @api.put("/functions/{namespace}/{name}", response_class=Lines)
     async def deploy(
         who: Caller,
         namespace: str,
@@ -130,7 +158,7 @@ def application(
         settings: Annotated[str, Form(description="JSON: overrides of function.toml")] = "{}",
         sample: Annotated[UploadFile | None, File(description="one real input")] = None,
         sample_type: Annotated[str, Form()] = "",
-    ) -> StreamingResponse:
+    ) -> Lines:
         """Deploy. Answers with newline-delimited JSON: progress, then `deployed` or `failed`."""
         who.check(namespace, Role.DEPLOY)
         try:
@@ -158,7 +186,7 @@ def application(
                     event = {"event": "deployed", "function": shown, "profile": shown["profile"]}
                 yield json.dumps(event).encode() + b"\n"
 
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
+        return Lines(lines())
 
     @api.get("/functions/{namespace}/{name}")
     async def get_function(who: Caller, namespace: str, name: str) -> dict[str, Any]:
@@ -365,4 +393,28 @@ def application(
 
     api.include_router(namespaces.routes(store, access, limited, locked))
     app.include_router(api)
+    _describe(app)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    """What the framework would say itself of what cannot be read: here that is a 400, as any other bad input."""
+    described = app.openapi()
+    described["components"]["schemas"]["Problem"] = {
+        "type": "object",
+        "description": "RFC 9457",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            **{
+                key: {"type": "string"}
+                for key in ("type", "title", "detail", "hint", "function", "phase", "trace")
+            },
+            "status": {"type": "integer"},
+            "retry_after_s": {"type": "number"},
+        },
+    }
+    for methods in described["paths"].values():
+        for operation in methods.values():
+            operation["responses"].pop("422", None)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        described["components"]["schemas"].pop(unused, None)
