@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test fast lint bench docs clean lock
+.PHONY: setup demo test fast chaos lint bench docs clean lock
 
 setup: .venv/.ready
 
@@ -21,6 +21,9 @@ test: setup lint
 fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
+chaos: setup
+	CHAOS_SECONDS=600 $(BIN)/python -m pytest -s tests/chaos
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,8 +38,8 @@ docs: setup
 	$(BIN)/python -m instainfer.core.lifecycle > docs/lifecycles.md
 
 lock: setup
-	$(BIN)/uv pip compile pyproject.toml --group dev --extra lab --extra otel --extra postgres --python-version 3.11 --universal \
-		--generate-hashes --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --group dev --extra lab --extra otel --extra postgres \
+		--python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """Kill parts of a loaded server at random: nobody hangs, nobody gets a wrong answer, nothing is left behind.
 
-Runs for CHAOS_SECONDS (30 by default; before a release run it with 300) from the seed CHAOS_SEED (random by
+Runs for CHAOS_SECONDS (30 by default; `make chaos` takes ten minutes) from the seed CHAOS_SEED (random by
 default). Both are printed: `CHAOS_SEED=… CHAOS_SECONDS=300 pytest -s tests/chaos` deals the same blows.
 """
 
@@ -13,12 +13,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.live.server_helpers import SANDBOX, Server, alive, kill
+from instainfer.client import PREFIX
+from tests.contract.postgres import Postgres, running
+from tests.live.server_helpers import SANDBOX, Server, alive, eventually, kill
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "30"))
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -112,6 +115,77 @@ class Load:
             self.wrong.append(text)
 
 
+class Durable:
+    """Threads that have requests committed under keys of their own, and insist until each is accepted. `accepted`:
+    key -> (function, nonce, ids that were told of it)."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._client, args=(n,), daemon=True) for n in range(2)]
+        self.accepted: dict[str, tuple[str, dict[str, int], set[str]]] = {}
+        self.refused: Counter[int] = Counter()
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(LIMIT_S)
+            assert not thread.is_alive()
+
+    def _client(self, number: int) -> None:
+        rng = random.Random(f"{SEED}-durable-{number}")
+        sent = 0
+        with httpx.Client(timeout=LIMIT_S, trust_env=False) as http:
+            while not self._stop.wait(0.05):
+                sent += 1
+                name, key = rng.choice(["echo", "slow", "loads"]), f"{number}-{sent}"
+                nonce = {"durable": number, "n": sent, "nonce": rng.getrandbits(64)}
+                for _ in range(rng.choice([1, 1, 2])):  # some are sent twice: one answer all the same
+                    self._insist(http, name, key, nonce)
+
+    def _insist(self, http: httpx.Client, name: str, key: str, nonce: dict[str, int]) -> None:
+        headers = {"prefer": "respond-async", "idempotency-key": key}
+        while not self._stop.is_set():
+            url = self._server.url
+            try:
+                response = http.post(f"{url}/f/chaos/{name}", json=nonce, headers=headers) if url else None
+            except httpx.TransportError:
+                response = None
+            if response is not None and response.status_code == 202:
+                self.accepted.setdefault(key, (name, nonce, set()))[2].add(response.json()["id"])
+                return
+            if response is not None:
+                self.refused[response.status_code] += 1
+            self._stop.wait(0.02)
+
+    def check(self) -> Counter[str]:
+        """Every one that was accepted is over, once, and has its own answer or is a dead letter."""
+        ends: Counter[str] = Counter()
+        for key, (name, nonce, ids) in self.accepted.items():
+            assert len(ids) == 1, f"{key} became {ids}"
+            (id,) = ids
+            eventually(partial(self._over, id), seconds=60)
+            ends[self._server.client.job(id)["state"]] += 1
+            response = self._server.http.get(f"{PREFIX}/jobs/{id}/result")
+            if response.status_code == 200:
+                assert response.json() == nonce, f"{key}: {response.text}"
+            else:
+                kind = response.json()["type"].rpartition(":")[2]
+                assert kind in ("instance_crashed", "unavailable", "overloaded", "load_failed", "timed_out"), (
+                    response.text
+                )
+            again = self._server.http.post(f"/f/chaos/{name}", json=nonce, headers={"idempotency-key": key})
+            assert (again.status_code, again.content) == (response.status_code, response.content), key
+        return ends
+
+    def _over(self, id: str) -> bool:
+        return self._server.client.job(id)["state"] in ("done", "dead")
+
+
 def blows(rng: random.Random) -> Iterator[tuple[float, str]]:
     """(seconds to wait, whom to kill), for ever."""
     since = 0.0
@@ -122,11 +196,15 @@ def blows(rng: random.Random) -> Iterator[tuple[float, str]]:
             since = 0.0
             yield pause, "server"
         else:
-            yield pause, rng.choice(["instance", "instance", "instance", "manager"])
+            yield pause, rng.choice(["instance"] * 6 + ["manager"] * 2 + ["database"])
 
 
-def strike(server: Server, rng: random.Random, target: str) -> str:
+def strike(server: Server, database: Postgres, rng: random.Random, target: str) -> str:
     """Kill -9 one of them; what was hit."""
+    if target == "database":
+        database.kill()
+        database.start()
+        return target
     if target == "server":
         server.kill()
         server.start()
@@ -151,20 +229,28 @@ def test_chaos(tmp_path: Path) -> None:
         "INSTAINFER_NODE__LOAD_SLOTS": "2",
     }
     # room for about half of the functions' containers: they are evicted, and live as guests of each other
-    with Server(tmp_path, "--memory", "240MB", variables=limits) as server:
+    with (
+        running() as database,
+        Server(
+            tmp_path, "--memory", "240MB", variables={**limits, "INSTAINFER_STORE__URL": database.url}
+        ) as server,
+    ):
         for name, source in FUNCTIONS.items():
             server.deploy("chaos", name, source, memory=MEMORY[name], timeout=f"{TIMEOUT_S:g}s")
-        load = Load(server)
+        load, durable = Load(server), Durable(server)
         load.start()
+        durable.start()
         end = time.monotonic() + SECONDS
         try:
             for pause, target in blows(rng):
                 threading.Event().wait(pause)  # the blows are dealt over time: that is the experiment
                 if time.monotonic() > end:
                     break
-                hits[strike(server, rng, target)] += 1
+                hits[strike(server, database, rng, target)] += 1
         finally:
             load.stop()
+            durable.stop()
+        ends = durable.check()
         for name in FUNCTIONS:
             answers = [server.call("chaos", name, {"n": 1}).status_code for _ in range(2)]
             assert answers[-1] == 200, f"{name} does not come back: {answers}"
@@ -173,10 +259,12 @@ def test_chaos(tmp_path: Path) -> None:
         parts = [process for process in server.family() if alive(process)]
     total = sum(load.tally.values())
     print(f"{total} requests, the longest {load.longest:.1f} s; killed: {dict(sorted(hits.items()))}")
+    print(f"{len(durable.accepted)} accepted for later: {dict(ends)}; refused {dict(durable.refused)}")
     for outcome, count in sorted(load.tally.items()):
         print(f"{count:7d}  {outcome}")
     assert load.wrong == []
     assert load.longest < LIMIT_S
+    assert ends["done"] > 0
     assert max(load.activations.values()) == 1, "a request was answered twice"
     assert not kept or max(kept.values()) == 1
     assert not [process for process in parts if alive(process)]

@@ -21,7 +21,9 @@ def test_what_is_answered_is_described(tmp_path: Path) -> None:
         options = ["--max-examples", "20", "--exclude-path-regex", "namespaces/", "--seed", "1", "--no-color"]
         checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
         options += ["--checks", checks]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=110, check=False)
+        done = subprocess.run(
+            [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False
+        )
         assert done.returncode == 0, done.stdout[-6000:]
         assert "Tested: 2" in done.stdout  # twenty-odd operations
         assert server.http.get("/healthz").status_code == 200
