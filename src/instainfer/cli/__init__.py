@@ -14,7 +14,10 @@ from instainfer.cli import (  # noqa: F401 # importing them registers their verb
     jobs,
     measure,
     namespace,
+    policies,
     ps,
+    replay,
+    report,
     server,
     simulate,
     why,
@@ -26,8 +29,8 @@ __all__ = ["app", "main"]
 #: As `--help` lists them: the order in which one meets them.
 VERBS = (
     *("serve", "deploy", "invoke", "jobs", "ls", "get", "delete", "logs", "activations", "ps", "why"),
-    *("preload", "offload", "hint", "pin", "unpin", "namespace", "status", "simulate", "profile", "demo", "bench"),
-    "version",
+    *("preload", "offload", "hint", "pin", "unpin", "namespace", "status", "policies"),
+    *("simulate", "replay", "report", "profile", "demo", "bench", "version"),
 )
 
 app.registered_commands.sort(key=lambda verb: VERBS.index(str(verb.name)))
