@@ -7,7 +7,7 @@ from typing import Any
 from instainfer.controller import Controller
 from instainfer.core.libraries import Zygote
 from instainfer.core.state import Container, FunctionState
-from instainfer.model import Activation, FunctionSpec, Job, Phases, Profile, version_of
+from instainfer.model import Activation, Costs, FunctionSpec, Job, Phases, Profile, version_of
 from instainfer.store.base import LogLine
 
 MB = 1e6
@@ -46,10 +46,11 @@ def activation(of: Activation) -> dict[str, Any]:
     }
 
 
-def profile(of: Profile | None) -> dict[str, Any] | None:
+def profile(of: Profile | None, costs: Costs | None = None) -> dict[str, Any] | None:
+    """`costs`: what production runs have shown since it was measured."""
     if of is None:
         return None
-    costs = of.costs
+    costs = costs or of.costs
     return {
         "container_ms": costs.container_s * 1e3,
         "import_ms": costs.import_s * 1e3,
@@ -91,7 +92,7 @@ def function(spec: FunctionSpec, measured: Profile | None, known: FunctionState 
         "requirements": list(spec.requirements),
         "sample": spec.sample,
         "created": spec.wall,
-        "profile": profile(measured),
+        "profile": profile(measured, known.costs if known and known.spec.revision == spec.revision else None),
         "state": "cold" if known is None else level(known),
         "pinned": known is not None and known.pinned,
     }
