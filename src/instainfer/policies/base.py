@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from instainfer.model import Level
+from instainfer.model import Function, Level
 
 #: Horizon over which an arrival probability is stated, seconds (baselines: where the papers are silent, 60 s).
 HORIZON_S = 60.0
@@ -108,6 +108,7 @@ class Conduct(msgspec.Struct, frozen=True, kw_only=True):
     in_line: bool = False  # while one waits for memory, no function that came later gets any that is free
     whole: bool = False  # make room for the whole container, whatever is free, where that much can go
     drops: bool = False  # refuse at once what no eviction makes room for, and nothing there will serve
+    spare: bool = False  # what is created ahead of requests (Prewarms) comes on top of what idles
 
 
 class KeepAlive(Protocol):
@@ -145,7 +146,8 @@ class Prewarms(Protocol):
 
     def prewarm(self, now: float) -> tuple[list[str], float | None]:
         """Functions that are to have a container from now on, each told once, and when to ask next. One that
-        has an idle container, or whose container does not fit into free memory, is passed over."""
+        has an idle container (see Conduct.spare), or whose container does not fit into free memory, is passed
+        over."""
         ...
 
 
@@ -160,6 +162,29 @@ class Lends(Protocol):
     def lend(self, function: str, offered: Sequence[ContainerView], now: float) -> str | None:
         """Which of these idle containers of its tenant a request of `function` takes over, that would have to
         have one created; None: none of them."""
+        ...
+
+
+@runtime_checkable
+class Layers(Lends, Protocol):
+    """What one that lends has beside, if containers are not always emptied altogether."""
+
+    def imports(self, container: ContainerView, now: float) -> bool:
+        """It has just been said to be emptied: are its owner's libraries to be in it all the same? They are loaded
+        anew when the rest is gone, as nothing comes down from LOADED to IMPORTED."""
+        ...
+
+
+@runtime_checkable
+class Watches(Protocol):
+    """What a keep-alive policy has beside, if it has to know what there is to be kept alive."""
+
+    def deployed(self, function: Function, now: float) -> None:
+        """A new function, or another revision of one, with the costs that are known by then."""
+        ...
+
+    def created(self, container: ContainerView, now: float) -> None:
+        """A container is ready. One that is idle was created ahead of requests; the other one was waited for."""
         ...
 
 

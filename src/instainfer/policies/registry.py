@@ -1,9 +1,14 @@
-"""The policies by name. A mode of pre-loading names the predictor that it is meant for."""
+"""The policies by name, with settings where some are given: `tyche(p_load=0.1)`, `poisson(window=20)`,
+`fixed(seconds=60)`. A mode of pre-loading names the predictor that it is meant for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Mapping
+from inspect import signature
+from math import isfinite
+from typing import Any, NamedTuple
 
 from instainfer.errors import BadSettings
 from instainfer.policies.base import KeepAlive, Predictor, PreloadPolicy
@@ -12,9 +17,13 @@ from instainfer.policies.keepalive.fixed import Fixed
 from instainfer.policies.keepalive.gdsf import Gdsf
 from instainfer.policies.keepalive.hybrid import Hybrid
 from instainfer.policies.keepalive.lru import Lru
+from instainfer.policies.keepalive.openwhisk import openwhisk
 from instainfer.policies.keepalive.pagurus import Pagurus
 from instainfer.policies.keepalive.pressure import Pressure
+from instainfer.policies.keepalive.rainbowcake import RainbowCake
 from instainfer.policies.placement.greedy import Greedy
+from instainfer.policies.predict.arima import Arima
+from instainfer.policies.predict.forest import Forest
 from instainfer.policies.predict.frequency import Frequency
 from instainfer.policies.predict.hazard import Hazard
 from instainfer.policies.predict.histogram import Histogram
@@ -29,6 +38,42 @@ from instainfer.policies.preload.one_to_one import OneToOne
 from instainfer.policies.preload.timers import TimerPreload
 
 
+class Spec(NamedTuple):
+    """A policy as it is asked for."""
+
+    name: str
+    settings: dict[str, float]
+
+    @classmethod
+    def of(cls, text: str) -> Spec:
+        """From NAME or NAME(KEY=NUMBER,...). Raises BadSettings."""
+        found = _SPEC.fullmatch(text)
+        if found is None:
+            raise BadSettings(f"{text!r} is no policy", hint=_HINT)
+        settings: dict[str, float] = {}
+        for pair in (part.strip() for part in (found[2] or "").split(",")):
+            key, _, value = (part.strip() for part in pair.partition("="))
+            if not pair and not settings:
+                continue
+            if not key or not _NUMBER.fullmatch(value) or not isfinite(float(value)):
+                raise BadSettings(f"{pair!r} in {text!r} sets nothing", hint=_HINT)
+            if key in settings:
+                raise BadSettings(f"{text!r} sets {key} twice", hint=_HINT)
+            settings[key] = float(value)
+        return cls(found[1], settings)
+
+    @property
+    def text(self) -> str:
+        """The one way to write it, whatever the order and the spaces."""
+        given = ",".join(f"{key}={value:.12g}" for key, value in sorted(self.settings.items()))
+        return f"{self.name}({given})" if given else self.name
+
+
+_SPEC = re.compile(r"\s*([\w.-]+)\s*(?:\((.*)\)\s*)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_HINT = "write a name, or a name and its settings, such as tyche(p_load=0.1)"
+
+
 class Mode(NamedTuple):
     """A way of pre-loading and the name of its predictor."""
 
@@ -36,48 +81,47 @@ class Mode(NamedTuple):
     predictor: str
 
 
-def _tyche() -> PreloadPolicy:
-    return TimerPreload(0.06, 0.94, Greedy(churn=0.0))
+def _tyche(p_load: float = 0.06, p_offload: float = 0.94) -> PreloadPolicy:
+    return TimerPreload(p_load, p_offload, Greedy(churn=0.0))
 
 
-def _instainfer() -> PreloadPolicy:
+def _instainfer(p_load: float = 0.05, p_offload: float = 0.85) -> PreloadPolicy:
     """Thresholds and ranking of InstaInfer's published code."""
-    return TimerPreload(0.05, 0.85, Greedy(churn=0.0, by_value=True))
+    return TimerPreload(p_load, p_offload, Greedy(churn=0.0, by_value=True))
 
 
-_PREDICTORS: dict[str, Callable[[], Predictor]] = {
+# What makes a policy takes its settings by name, numbers all; where the default is an int only whole ones, and
+# where it is a bool 0 or 1.
+
+_PREDICTORS: dict[str, Callable[..., Predictor]] = {
     "hazard": Hazard,
     "poisson": SlidingWindowPoisson,
     "histogram": Histogram,
     "frequency": Frequency,
+    "arima": Arima,
+    "forest": Forest,
 }
 
 #: `openwhisk` is `fixed` with the ten seconds before a container is paused, after which the minutes count.
 _KEEP_ALIVES: dict[str, Callable[..., KeepAlive]] = {
     "pressure": Pressure,
-    "fixed": Fixed,
-    "openwhisk": lambda: Fixed(600.0, grace_s=10.0, in_line=True),
+    "fixed": lambda seconds=600.0, grace_s=0.0: Fixed(seconds, grace_s),
+    "openwhisk": openwhisk,
     "lru": Lru,
     "gdsf": Gdsf,
-    "faascache": lambda whole=0.0, drops=0.0: FaasCache(whole=bool(whole), drops=bool(drops)),
-    "hybrid": lambda min_count=1.0: Hybrid(int(min_count)),
+    "faascache": FaasCache,
+    "hybrid": Hybrid,
     "pagurus": Pagurus,
+    "rainbowcake": RainbowCake,
 }
 
-#: What some of them take.
-_SETTINGS: dict[str, tuple[str, ...]] = {
-    "fixed": ("seconds", "grace_s"),
-    "faascache": ("whole", "drops"),
-    "hybrid": ("min_count",),
-}
-
-_MODES: dict[str, tuple[Callable[[], PreloadPolicy], str]] = {
-    "hazard": (lambda: HazardPreload(Greedy()), "hazard"),
+_MODES: dict[str, tuple[Callable[..., PreloadPolicy], str]] = {
+    "hazard": (lambda churn=0.1: HazardPreload(Greedy(churn)), "hazard"),
     "tyche": (_tyche, "poisson"),
     "instainfer": (_instainfer, "poisson"),
     "none": (NoPreload, "hazard"),
     "tyche_np": (lambda: NoPredictor(Greedy(churn=0.0)), "poisson"),
-    "tyche_ns": (lambda: NoScheduler(0.06, 0.94), "poisson"),
+    "tyche_ns": (lambda p_load=0.06, p_offload=0.94: NoScheduler(p_load, p_offload), "poisson"),
     "tyche_nps": (OneToOne, "poisson"),
     "lru": (LruPreload, "hazard"),
     "gdsf": (GdsfPreload, "frequency"),
@@ -89,35 +133,57 @@ KEEP_ALIVES = tuple(_KEEP_ALIVES)
 MODES = tuple(_MODES)
 
 
-def predictor(name: str = PREDICTORS[0]) -> Predictor:
-    if name not in _PREDICTORS:
-        raise _unknown("predictor", name, PREDICTORS)
-    return _PREDICTORS[name]()
+def predictor(spec: str = PREDICTORS[0], **settings: float) -> Predictor:
+    """`spec`: NAME or NAME(KEY=NUMBER,...), and further settings by name: so for all three. Raises BadSettings,
+    and Unavailable where a library is missing."""
+    made: Predictor = _made("predictor", _PREDICTORS, spec, settings)
+    return made
 
 
-def keep_alive(name: str = KEEP_ALIVES[0], **settings: float) -> KeepAlive:
-    """`fixed` takes `seconds` and `grace_s`, `faascache` `whole` and `drops` (0 or 1: the ways of the published
-    simulator), `hybrid` the `min_count` of idle times; the others take no settings."""
-    if name not in _KEEP_ALIVES:
-        raise _unknown("keep-alive policy", name, KEEP_ALIVES)
-    taken = _SETTINGS.get(name, ())
-    for key, value in sorted(settings.items()):
-        if key not in taken:
-            raise BadSettings(
-                f"keep-alive policy {name!r} has no setting {key!r}",
-                hint=f"it takes {', '.join(taken)}" if taken else "it takes no settings",
-            )
-        if not value >= 0.0:
-            raise BadSettings(f"{key} of keep-alive policy {name!r} is {value}", hint="give 0 or more")
-    return _KEEP_ALIVES[name](**settings)
+def keep_alive(spec: str = KEEP_ALIVES[0], **settings: float) -> KeepAlive:
+    made: KeepAlive = _made("keep-alive policy", _KEEP_ALIVES, spec, settings)
+    return made
 
 
-def preload(mode: str = MODES[0]) -> Mode:
-    if mode not in _MODES:
-        raise _unknown("mode of pre-loading", mode, MODES)
-    make, predictor_name = _MODES[mode]
-    return Mode(make(), predictor_name)
+def preload(spec: str = MODES[0], **settings: float) -> Mode:
+    made: PreloadPolicy = _made(
+        "mode of pre-loading", {name: of[0] for name, of in _MODES.items()}, spec, settings
+    )
+    return Mode(made, _MODES[Spec.of(spec).name][1])
 
 
-def _unknown(what: str, name: str, known: tuple[str, ...]) -> BadSettings:
-    return BadSettings(f"there is no {what} {name!r}", hint=f"these exist: {', '.join(known)}")
+#: By the names that they had before a spec could be given.
+tuned_predictor = predictor
+tuned_preload = preload
+
+
+def _made(what: str, known: Mapping[str, Callable[..., Any]], spec: str, settings: dict[str, float]) -> Any:
+    asked = Spec.of(spec)
+    if asked.name not in known:
+        raise BadSettings(f"there is no {what} {asked.name!r}", hint=f"these exist: {', '.join(known)}")
+    make, whose = known[asked.name], f"{what} {asked.name!r}"
+    defaults = {key: one.default for key, one in signature(make).parameters.items()}
+    given: dict[str, float] = {}
+    for key, value in sorted({**asked.settings, **settings}.items()):
+        if key not in defaults:
+            hint = f"it takes {', '.join(defaults)}" if defaults else "it takes no settings"
+            raise BadSettings(f"{whose} has no setting {key!r}", hint=hint)
+        given[key] = _number(f"{key} of {whose} is {value:g}", value, type(defaults[key]))
+    try:
+        return make(**given)
+    except ValueError as error:
+        raise BadSettings(f"{whose}: {error}", hint="give other settings") from None
+
+
+def _number(said: str, value: float, kind: type) -> float:
+    if not value >= 0.0 or not isfinite(value):
+        raise BadSettings(said, hint="give 0 or more")
+    if kind is bool:
+        if value not in (0, 1):
+            raise BadSettings(said, hint="give 0 or 1")
+        return bool(value)
+    if kind is int:
+        if not float(value).is_integer():
+            raise BadSettings(said, hint="give a whole number")
+        return int(value)
+    return float(value)

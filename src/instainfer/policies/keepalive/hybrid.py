@@ -8,14 +8,15 @@ from __future__ import annotations
 from instainfer.policies.base import ContainerView
 from instainfer.policies.keepalive.agenda import Agenda
 from instainfer.policies.keepalive.fixed import Fixed
+from instainfer.policies.predict.arima import Series, needs_statsmodels
 from instainfer.policies.predict.histogram import STANDARD, IdleHistogram, Windows
 
 
 class _Function:
     __slots__ = ("awaited", "ended", "idle", "windows")
 
-    def __init__(self, min_count: int) -> None:
-        self.idle = IdleHistogram(min_count)
+    def __init__(self, min_count: int, *, arima: bool) -> None:
+        self.idle = IdleHistogram(min_count, Series() if arima else None)
         self.ended: float | None = None  # its last execution
         self.awaited = False  # no request came since
         self.windows = STANDARD  # as of the last idle time
@@ -30,18 +31,25 @@ class Hybrid(Fixed):
     what is loaded into it is the pre-loader's matter, and the request's. One is created per idle time, where
     none is idle and memory is free (see Prewarms). Under pressure those used longest ago go first: the source
     has no pressure.
+
+    `arima`: idle times too long for the histogram are foretold as in the source (predict/arima.py; raises
+    Unavailable without statsmodels), else by an autoregression that takes no library. The source fits at every
+    idle time, here see Series.
     """
 
-    def __init__(self, min_count: int = 1) -> None:
+    def __init__(self, min_count: int = 1, arima: bool = False) -> None:
         super().__init__()
+        if arima:
+            needs_statsmodels()
         self.min_count = min_count
+        self.arima = arima
         self._functions: dict[str, _Function] = {}
         self._agenda = Agenda()
 
     def arrived(self, function: str, now: float) -> None:
         known = self._functions.get(function)
         if known is None:
-            known = self._functions[function] = _Function(self.min_count)
+            known = self._functions[function] = _Function(self.min_count, arima=self.arima)
         if known.awaited and known.ended is not None:
             known.idle.add(max(now - known.ended, 0.0))
             known.awaited = False

@@ -13,6 +13,7 @@ from math import expm1, inf, log1p, sqrt
 from typing import NamedTuple
 
 from instainfer.policies.base import HORIZON_S, Quantiles
+from instainfer.policies.predict.arima import Series
 
 BIN_S = 60.0
 BINS = 240  # four hours
@@ -50,12 +51,14 @@ class IdleHistogram:
     """Idle times of one function in bins of a minute; those of four hours and more are only counted.
 
     Mean and spread of the bins' counts are kept by Welford's method as one count changes. `min_count`: with
-    fewer idle times than this the standard windows hold (the source leaves that open; 1 here).
+    fewer idle times than this the standard windows hold (the source leaves that open; 1 here). `series`: who is
+    asked for the next idle time where half of them are too long; by default `next_of`.
     """
 
-    __slots__ = ("_m2", "_mean", "bins", "inside", "min_count", "outside", "recent")
+    __slots__ = ("_m2", "_mean", "bins", "inside", "min_count", "outside", "recent", "series")
 
-    def __init__(self, min_count: int = 1) -> None:
+    def __init__(self, min_count: int = 1, series: Series | None = None) -> None:
+        self.series = series
         self.min_count = max(min_count, 1)
         self.bins = array("I", bytes(BINS * array("I").itemsize))
         self.inside = 0
@@ -67,6 +70,8 @@ class IdleHistogram:
     def add(self, idle_s: float) -> None:
         """Zero or more seconds."""
         self.recent.append(idle_s)
+        if self.series is not None:
+            self.series.add(idle_s)
         if idle_s >= RANGE_S:
             self.outside += 1
             return
@@ -96,7 +101,7 @@ class IdleHistogram:
         if self.inside + self.outside < self.min_count:
             return STANDARD
         if self.outruns:
-            expected = next_of(self.recent)
+            expected = next_of(self.recent) if self.series is None else self.series.next()[0]
             return Windows(_PREWARM_SHARE * expected, _KEEP_SHARE * expected, "series")
         if not self.representative:
             return STANDARD
@@ -136,8 +141,8 @@ def next_of(idle_times: Iterable[float]) -> float:
 
         m + phi (last - m), phi = lag-1 covariance / variance, within [-1, 1]
 
-    with the mean m for fewer than four, or where all are alike. It stands where the source has auto-ARIMA,
-    whose fits take seconds and a library: too long for a decision, and no matter for pure code. Never below 0.
+    with the mean m for fewer than four, or where all are alike. It stands where the source has auto-ARIMA
+    (predict/arima.py), which takes a library that a server need not have. Never below 0.
     """
     series = list(idle_times)
     mean = sum(series) / len(series)
