@@ -263,13 +263,13 @@ class TestHazardPreload:
         loaded_rare = function("n/rare", ready=Level.LOADED)
         loaded_often = function("n/often", ready=Level.LOADED)
         plan = self.policy().plan(
-            snapshot([loaded_rare, often], [container("c", 20, resident("n/rare"))]), forecast, 2980.0
+            snapshot([loaded_rare, often], [container("c", 20, resident("n/rare"))]), forecast, 2995.0
         )
         assert plan.preloads[0].displaced == ("i-n/rare",)
         plan = self.policy().plan(
-            snapshot([loaded_often, rare], [container("c", 20, resident("n/often"))]), forecast, 2980.0
+            snapshot([loaded_often, rare], [container("c", 20, resident("n/often"))]), forecast, 2995.0
         )
-        assert plan == Plan(wake_at=2980.0 + TICK_S)
+        assert plan == Plan(wake_at=2995.0 + TICK_S)
 
     def test_second_copies_go_before_only_ones(self) -> None:
         views = [function("n/a", ready=Level.LOADED), function("n/b", ready=Level.LOADED), function("n/new")]

@@ -6,8 +6,9 @@ how long the next gap lasts; the answer is their mixture, and the idle time is w
 gap: an expert that expected it to be over counts for as little as it had left.
 
 - the *long-run* rate decays with time. Always defined, never sharp;
-- *bursts* and *spells* are rates of the last few and the last tens of gaps: how busy it is now;
-- the *pauses* are gaps that the others expected to be shorter: how soon a quiet function comes back;
+- the *bursts* are the rate of the last few gaps: how busy it is now;
+- *spells* and *pauses* are rates of those gaps that were theirs, by what all had expected: how fast a busy
+  function is called, learned from one burst to the next, and how soon a quiet one comes back;
 - the *counts* say how many of its gaps ended at which length: sharp, and noisy where they are few;
 - the *timer* expects the period in which the last gaps agree.
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from math import exp, log1p
+from math import exp
 
 from instainfer.policies.base import HORIZON_S
 from instainfer.policies.predict import periods
@@ -32,13 +33,15 @@ from instainfer.policies.predict.rates import Rate
 #: The long-run rate forgets over hours: deployments change with the working day.
 _LONG_RUN_S = 6 * 3600.0
 _BURST_KEEPS = 0.7  # of what is known, at each gap: about the last three count
-_SPELL_KEEPS = 0.97  # about the last thirty
+_SPELL_KEEPS = 0.97  # about the last thirty that were in one
 _PAUSE_KEEPS = 0.98  # about the last fifty that were pauses
 #: Counts start as so many gaps of the long-run rate: enough that no length is impossible.
 _COUNTS_PRIOR = 0.5
-#: A gap moves the shares by 1 / (5 + arrivals), so that equal shares count for five gaps, and by 3% in the long
-#: run: a function that has become another one is learned anew within some thirty gaps.
-_SHARE_PRIOR = 5.0
+#: The n-th gap moves the shares by 2 / (n + 4): later ones count for more, as the experts knew little when they
+#: were asked of the first. In the long run by 3%: a function that has become another one is learned anew within
+#: some thirty gaps.
+_SHARE_GAIN = 2.0
+_SHARE_PRIOR = 4.0
 _SHARE_STEP = 0.03
 #: What the long-run rate counts for beyond its share: no gap may be one that nobody expected.
 _FLOOR = 0.01
@@ -47,9 +50,8 @@ _FLOOR = 0.01
 #: load costs next to nothing to observe.
 _TOGETHER = 0.1
 
-_ALMOST_SURE = 0.9999
 _IMPOSSIBLE = 1e-100
-_COUNTS, _TIMER, _EXPERTS = 4, 5, 6  # places among the experts
+_PAUSES, _SPELLS, _COUNTS, _TIMER, _EXPERTS = 1, 3, 4, 5, 6  # places among the experts
 
 
 @dataclass(slots=True)
@@ -100,19 +102,17 @@ class _History:
         begin = max(gap - window_s / 2.0, 0.0)
         likely = [share * ends for share, _, ends in self.ends(begin, begin + window_s)]
         total = sum(likely)
-        paused = 0.0
         if total > _IMPOSSIBLE:
             shares = self.shares
-            step = max(1.0 / (_SHARE_PRIOR + self.arrivals), _SHARE_STEP)
+            step = max(_SHARE_GAIN / (_SHARE_PRIOR + self.arrivals), _SHARE_STEP)
             scale = step * sum(shares[: len(likely)]) / total  # who was not asked keeps its share
             for expert, mine in enumerate(likely):
                 shares[expert] += scale * mine - step * shares[expert]
-            paused = likely[1] / total
-        self.long_run.add(gap, exp(-gap / _LONG_RUN_S))
-        if paused > 0.0:
+            paused, spelled = likely[_PAUSES] / total, likely[_SPELLS] / total
             self.pauses.add(gap, 1.0 - (1.0 - _PAUSE_KEEPS) * paused, paused)
+            self.spells.add(gap, 1.0 - (1.0 - _SPELL_KEEPS) * spelled, spelled)
+        self.long_run.add(gap, exp(-gap / _LONG_RUN_S))
         self.bursts.add(gap, _BURST_KEEPS)
-        self.spells.add(gap, _SPELL_KEEPS)
         self.counts.add(gap)
         self.recent.append(gap)
         self.timer = periods.find(self.recent)
@@ -120,11 +120,12 @@ class _History:
 
 
 class Hazard:
-    """See the module. `rate` is the expected number of arrivals in the next `window_s` over `window_s`: a
-    load takes seconds, so the worth of having the function must be seen that far ahead.
+    """See the module. `rate` is the probability of an arrival in the next `window_s`, over `window_s`: a load
+    takes seconds, so the worth of having the function must be seen that far ahead.
 
-    For a function that arrives many times per window `rate` is a lower bound: a miss loads it, so only the
-    first arrival of a window has anything to gain.
+    It is not -log(1 - p) over `window_s`: that is the same where arrivals are rare, but where they are not it
+    counts many, and a timer that is due has one miss to lose, no more than a function called about once a window.
+    Only of one that is called several times per window, by its long-run rate, all calls count.
     """
 
     def __init__(self, window_s: float = 10.0) -> None:
@@ -159,11 +160,7 @@ class Hazard:
         if history is None:
             return 0.0
         idle = max(now - history.last, 0.0)
-        p = _arrives(history, idle, self.window_s)
-        if p < _ALMOST_SURE:
-            return -log1p(-p) / self.window_s
-        # Too sure for the logarithm: a function that never rests, whose long-run rate tells how busy it is.
-        return max(-log1p(-_ALMOST_SURE) / self.window_s, history.long_run.after(idle))
+        return _arrives(history, idle, self.window_s) * max(1.0 / self.window_s, history.long_run.after(idle))
 
     def probability(self, function: str, now: float, horizon_s: float = HORIZON_S) -> float:
         history = self._histories.get(function)
