@@ -140,11 +140,13 @@ def test_what_is_placed_is_possible_and_worth_what_it_displaces(
 
 @given(problem=problems())
 def test_nothing_is_displaced_for_one_function_that_fits(problem: tuple[list[Bin], list[Item]]) -> None:
+    """But to raise it where its libraries are: that takes fewer bytes than a second copy of them."""
     bins, items = problem
     for name in sorted({item.function for item in items}):
         mine = [item for item in items if item.function == name]
         for one in Greedy().place(bins, mine):
-            if one.displaced:
+            whole = sum(item.weight for item in mine if item.level <= one.level)
+            if one.displaced and one.weight == whole:
                 emptied = [msgspec.structs.replace(b, held=_without(b, name)) for b in bins]
                 alone = Greedy().place(emptied, mine)
                 assert not alone or alone[0].level < one.level

@@ -297,6 +297,7 @@ def test_one_that_is_interrupted_before_it_begins_sends_nothing() -> None:
 
 def test_a_look_that_takes_too_long_leaves_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "_SWEEP_S", 3600.0)  # calls are not given up
+
     async def look(sender: Sender, held: Holding) -> None:
         await until(lambda: bool(held.requests))
         with pytest.raises(TimeoutError):

@@ -112,9 +112,18 @@ def test_options_of_the_trace_are_taken(trace: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["--policies", "lru,luck"], "lru, gdsf, " + ", ".join(registry.MODES)),
+        (["--policies", "lru,luck"], ", ".join(dict.fromkeys(["lru", "gdsf", *registry.MODES]))),
+        (["--policies", "lru,luck", "--world", "containers"], ", ".join(registry.MODES)),
+        (["--policies", "tyche(p_lode=0.1)"], "p_load, p_offload"),
+        (["--policies", "tyche(p_load=0.99)"], "in order"),
+        (["--policies", "tyche(p_load=much)"], "tyche(p_load=0.1)"),
+        (["--policies", "tyche:poisson(window=2.5)"], "whole number"),
+        (["--policies", "none(x=1)"], "no settings"),
+        (["--policies", "lru(x=1)"], "write lru"),
+        (["--policies", "tyche("], "tyche(p_load=0.1)"),
         (["--policies", "hazard:luck"], ", ".join(registry.PREDICTORS)),
-        (["--policies", "lru", "--world", "containers"], "--keep-alive"),
+        (["--world", "containers", "--zygote-memory", "120%"], "50%"),
+        (["--world", "containers", "--zygote-memory", "much"], "50%"),
         (["--world", "containers", "--keep-alive", "luck"], ", ".join(registry.KEEP_ALIVES)),
         (["--policies", "lru:poisson"], "write lru"),
         (["--budgets", "much"], "5%"),
@@ -149,18 +158,118 @@ def test_choices_are_the_worlds() -> None:
 
 
 def test_a_policy_is_named_as_one_asks_for_it() -> None:
-    for text in ("lru", "hazard", "hazard:poisson", "tyche", "none"):
-        policy = lab.policy_of(text, "pool")
-        assert lab.label({"policy": policy.mode, "predictor": policy.predictor}) == text
-    with pytest.raises(BadSettings):
-        lab.policy_of("gdsf", "containers")
+    for text in ("lru", "hazard", "hazard:poisson", "tyche", "none", "tyche(p_load=0.1,p_offload=0.9)"):
+        for world in ("pool", "containers"):
+            policy = lab.policy_of(text, world)
+            assert lab.label({"policy": policy.mode, "predictor": policy.predictor}) == text
+    policy = lab.policy_of(" tyche ( p_offload=.9, p_load=0.10 ) : poisson(window=20) ", "pool")
+    assert policy == ("tyche(p_load=0.1,p_offload=0.9)", "poisson(window=20)")
+    assert lab.policy_of("gdsf", "pool").predictor == ""
+    assert lab.policy_of("gdsf", "containers").predictor == "frequency"
+    mode, predictor = lab.made(policy)
+    assert (mode.p_load, mode.p_offload, predictor.window) == (0.1, 0.9, 20)  # type: ignore[attr-defined] # of these
+
+
+def test_zygotes_have_a_share_or_a_size() -> None:
+    for text, found in (("50%", 500), ("0.25", 250), ("0", 0), ("300", 300), ("1KB", 1000), ("2GB", 1000)):
+        assert lab.zygote_memory(lab.Settings(zygote_memory=text), 1000) == found
+    for text in ("120%", "-1", "x", "nan"):
+        with pytest.raises(BadSettings):
+            lab.zygote_memory(lab.Settings(zygote_memory=text), 1000)
+
+
+# files of single runs
+
+
+def details(folder: Path) -> list[dict[str, Any]]:
+    found = sorted((folder / "runs").iterdir(), key=lambda file: int(file.stem))
+    return [json.loads(file.read_text("utf-8")) for file in found]
+
+
+@pytest.mark.parametrize(
+    "line", [["--policies", "lru,tyche"], ["--world", "containers", "--policies", "none,hazard", "--seed", "3"]]
+)
+def test_every_run_has_a_file(trace: Path, tmp_path: Path, line: list[str]) -> None:
+    assert run(str(trace), *line, "--budgets", "0.6", "-o", str(tmp_path)).exit_code == 0
+    found = details(tmp_path)
+    assert [one["row"] for one in found] == rows(tmp_path)
+    assert len({one["key"] for one in found}) == 2
+    for one in found:
+        assert one["version"] == 1 and one["settings"]["warmup"] == 0.25
+        row, classes = one["row"], one["classes"]
+        assert list(classes) == ["predictable", "normal", "bursty", "other"]
+        assert sum(part["invocations"] for part in classes.values()) == row["invocations"] > 0
+        assert classes["predictable"]["invocations"] > classes["bursty"]["invocations"] == 0
+        for part in classes.values():
+            assert set(row) > set(part) > {"saved_fraction", "memory_gb_s", "harmed_fraction"}
+        for key in ("memory_gb_s", "wasted_gb_s"):
+            assert sum(part[key] for part in classes.values()) == pytest.approx(row[key])
+        e2e, waited = one["cdf"]["e2e_ms"], one["cdf"]["warming_loading_ms"]
+        assert len(e2e) == len(waited) == 101 and sorted(e2e) == e2e and sorted(waited) == waited
+        assert e2e[99] <= row["e2e_p99_ms"] <= e2e[100] and waited[0] >= 0.0
+        calls = one["timeline"]
+        assert len(calls) == min(400, row["invocations"])
+        assert [call["arrived_s"] for call in calls] == sorted(call["arrived_s"] for call in calls)
+        assert calls[0]["arrived_s"] >= 900.0 and calls[0]["function"].startswith("trace/f")
+        for call in calls:
+            parts = call["warming_ms"] + call["loading_ms"] + call["inference_ms"]
+            assert -1e-6 <= call["e2e_ms"] - parts <= 60_000.0
+            assert call["inference_ms"] == pytest.approx(200.0)
+        cold = [call for call in calls if call["start"] == "cold"]
+        assert cold and all(call["loading_ms"] > 100.0 for call in cold)
+        if row["world"] == "containers":
+            assert any(call["warming_ms"] == pytest.approx(300.0) for call in cold)
+
+
+def test_a_second_start_reuses_what_is_there(trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["--policies", "lru,hazard", "--budgets", "0.3,0.6", "-o", str(tmp_path)]
+    assert run(str(trace), *line).exit_code == 0
+    files = {file.name: file.read_bytes() for file in (tmp_path / "runs").iterdir()}
+    results = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "runs" / "2.json").unlink()
+    (tmp_path / "runs" / "1.json").write_text('{"version": 1, "key": ', encoding="utf-8")  # a half of one
+    (tmp_path / "results.json").unlink()
+    ran: list[lab.Case] = []
+    simulate = lab.details
+
+    def counted(settings: lab.Settings, case: lab.Case, *rest: Any) -> dict[str, Any]:
+        ran.append(case)
+        return simulate(settings, case, *rest)
+
+    monkeypatch.setattr(lab, "details", counted)
+    again = run(str(trace), *line)
+    assert again.exit_code == 0 and again.stderr.count("there already") == 2
+    assert [(case.policy, case.budget) for case in ran] == [("hazard", 0.3), ("lru", 0.6)]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "runs").iterdir()} == files
+    assert (tmp_path / "results.json").read_bytes() == results
+    ran.clear()
+    more = ["--policies", "gdsf,hazard, lru", "--budgets", "0.6,0.3", "-o", str(tmp_path)]
+    assert run(str(trace), *more).exit_code == 0
+    assert [(case.policy, case.budget) for case in ran] == [("gdsf", 0.6), ("gdsf", 0.3)]
+    assert [one["row"] for one in details(tmp_path)] == rows(tmp_path)
+    ran.clear()
+    assert run(str(trace), *more, "--warmup", "0.5").exit_code == 0  # another setting
+    assert len(ran) == 6
+    ran.clear()
+    trace_too = tmp_path / trace.name
+    trace_too.write_text(trace.read_text("utf-8") + "3599999,f0\n", encoding="utf-8")
+    assert run(str(trace_too), *more, "--warmup", "0.5").exit_code == 0  # another trace of the same name
+    assert len(ran) == 6
+
+
+@pytest.mark.slow
+def test_an_error_in_another_process_is_said(trace: Path, tmp_path: Path) -> None:
+    line = ["--world", "containers", "--policies", "none", "--budgets", "0.6,0.1", "--jobs", "2"]
+    result = run(str(trace), *line, "-o", str(tmp_path))
+    assert result.exit_code == 1 and "--headroom" in result.stderr
+    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.slow
 def test_the_same_bytes_whatever_the_processes_and_the_hash_seed(trace: Path, tmp_path: Path) -> None:
     found = []
     for seed, jobs in (("0", "1"), ("1", "2"), ("2", "1")):
-        for world, extra in (("pool", "lru,gdsf,hazard,tyche"), ("containers", "hazard,tyche,none")):
+        for world, extra in (("pool", "lru,gdsf,hazard,tyche"), ("containers", "hazard,tyche,gdsf,none")):
             out = tmp_path / f"{world}{seed}"
             line = [
                 sys.executable,
@@ -179,7 +288,9 @@ def test_the_same_bytes_whatever_the_processes_and_the_hash_seed(trace: Path, tm
                 capture_output=True,
                 env={**os.environ, "PYTHONHASHSEED": seed},
             )
-            found.append((world, (out / "results.json").read_bytes()))
+            files = sorted((out / "runs").iterdir())
+            assert len(files) == 2 * len(extra.split(","))
+            found.append((world, (out / "results.json").read_bytes(), *(file.read_bytes() for file in files)))
     assert len(found) == 6 and len(set(found)) == 2
 
 

@@ -40,13 +40,15 @@ def simulate(
     session: Session,
     traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="Files or folders; each is one trace.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write DIR/results.json.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Write DIR/results.json, and a file for each run."),
     ] = None,
     world: Annotated[
         Kind, typer.Option(help="One memory pool with loads that take no time; or containers and their costs.")
     ] = Kind.POOL,
     policies: Annotated[
-        str, typer.Option(metavar="A,B", help="Modes (MODE or MODE:PREDICTOR); in the pool lru and gdsf too.")
+        str,
+        typer.Option(metavar="A,B", help="MODE or MODE:PREDICTOR, with settings as in 'tyche(p_load=0.1)'."),
     ] = "",
     budgets: Annotated[str, typer.Option(metavar="A,B", help="Memory, as shares of all functions' size.")] = (
         _BUDGETS
@@ -86,8 +88,12 @@ def simulate(
         int, typer.Option(metavar="N", min=0, help="Containers: loads at a time per node [one for each 4 GB].")
     ] = 0,
     headroom: Annotated[
-        float, typer.Option(metavar="SHARE", min=0.0, help="Containers: a limit beyond its function's size.")
-    ] = 0.5,
+        float | None,
+        typer.Option(metavar="SHARE", min=0.0, help="Containers: a limit beyond its function's size [0.5]."),
+    ] = None,
+    zygote_memory: Annotated[
+        str, typer.Option(metavar="SHARE|SIZE", help="Containers: of a node, for library zygotes.")
+    ] = "50%",
     tick: Annotated[
         str, typer.Option(metavar="TIME", help="Containers: placement passes at multiples of it; 0 as live.")
     ] = "0s",
@@ -97,6 +103,7 @@ def simulate(
     The same policies as the server's, on a virtual clock: one row for each trace, policy and budget.
     """
     from instainfer.lab import simulate as lab
+    from instainfer.lab.specs import listed
     from instainfer.sim.pool import OnMiss
 
     settings = lab.Settings(
@@ -115,13 +122,14 @@ def simulate(
         keep_alive_s=_seconds("--keep-alive-seconds", keep_alive_seconds),
         load_slots=load_slots,
         headroom=headroom,
+        zygote_memory=zygote_memory,
         tick_s=_seconds("--tick", tick),
     )
-    names = _listed(policies) or (["lru", "gdsf", "hazard"] if world is Kind.POOL else ["none", "hazard"])
+    names = listed(policies) or (["lru", "gdsf", "hazard"] if world is Kind.POOL else ["none", "hazard"])
     cases = [
         lab.Case(trace, name, budget)
         for trace in traces
-        for budget in (_share(text) for text in _listed(budgets))
+        for budget in (_share(text) for text in listed(budgets))
         for name in names
     ]
     try:
@@ -130,7 +138,7 @@ def simulate(
         raise Usage(error.message, hint=error.hint) from None
     if output is not None:
         _make(output)
-    rows = _watched(settings, cases, jobs)
+    rows = _watched(settings, cases, jobs, output)
     document = lab.document("simulate", rows)
     if output is not None:
         import msgspec
@@ -143,7 +151,7 @@ def simulate(
         _show(rows)
 
 
-def _watched(settings: Settings, cases: list[Case], jobs: int) -> list[dict[str, Any]]:
+def _watched(settings: Settings, cases: list[Case], jobs: int, output: Path | None) -> list[dict[str, Any]]:
     """The rows, with progress on stderr."""
     import sys
 
@@ -153,17 +161,22 @@ def _watched(settings: Settings, cases: list[Case], jobs: int) -> list[dict[str,
     from instainfer.lab import simulate as lab
 
     live = is_terminal(sys.stderr)
-    rows: list[dict[str, Any]] = []
+    rows: dict[int, dict[str, Any]] = {}
     with Progress(console=Console(stderr=True), disable=not live, transient=True) as progress:
         task = progress.add_task("simulate", total=len(cases))
-        told = (lambda number, share: progress.update(task, completed=number + share)) if live else None
-        for number, row in enumerate(lab.run(settings, cases, jobs=jobs, progress=told), 1):
-            rows.append(row)
-            progress.update(task, completed=number)
+
+        def told(number: int, share: float) -> None:
+            progress.update(task, completed=len(rows) + share)
+
+        watch = told if live else None
+        for run in lab.runs(settings, cases, jobs=jobs, progress=watch, folder=output):
+            rows[run.number] = row = run.row
+            progress.update(task, completed=len(rows))
             if not live:
                 case = f"{row['trace']} {lab.label(row)} at {row['budget_fraction']:g}"
-                typer.echo(f"{number}/{len(cases)} {case}: {row['saved_fraction']:.1%} saved", err=True)
-    return rows
+                known = " (there already)" if run.reused else ""
+                typer.echo(f"{len(rows)}/{len(cases)} {case}: {row['saved_fraction']:.1%} saved{known}", err=True)
+    return [rows[number] for number in range(len(cases))]
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -231,9 +244,19 @@ _SAME = (
 
 
 def _measured(function: dict[str, Any]) -> dict[str, Any]:
-    """`memory_mb` is the function's size, loaded. A time of 0 that was not measured is left out."""
+    """`memory_mb` is the function's size, loaded, and `limit_mb` its container's. A time of 0 that was not
+    measured is left out."""
     found = function["profile"]
     same = {key: found[key] for key in _SAME if found.get(key)}
+    paths = found.get("paths") or {}
+    if (paths.get("zygote") or {}).get("used"):
+        # What is imported, by the same interpreter: the server tells zygotes apart by this and by variables.
+        network = "+network" if function.get("network") else ""
+        same["libraries"] = f"{function['namespace']}{network}|{function.get('environment') or function['python']}"
+    if not (paths.get("clone") or {}).get("used"):
+        same.pop("clone_ms", None)
+    if function.get("concurrency", 1) > 1:
+        same["concurrency"] = function["concurrency"]
     return {
         "function": f"{function['namespace']}/{function['name']}",
         "import_ms": 0.0,
@@ -241,11 +264,8 @@ def _measured(function: dict[str, Any]) -> dict[str, Any]:
         **same,
         "inference_ms": found["warm_ms"],
         "memory_mb": found["loaded_mb"],
+        "limit_mb": function.get("memory_mb", 0.0),
     }
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _share(text: str) -> float:

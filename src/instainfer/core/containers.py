@@ -47,6 +47,7 @@ def load(
     function.instances[instance.id] = instance
     state.instances[instance.id] = instance
     container.active = instance
+    container.imports = False
     expose(state, instance)
     state.out.append(
         Load(
@@ -138,7 +139,7 @@ def create(state: State, function: FunctionState, node: str, why: Why) -> None:
     mounts = {
         mount
         for other in state.functions.values()
-        if other.spec.zone == container.namespace
+        if other.spec.mounts and other.spec.zone == container.namespace
         for mount in other.spec.mounts
     }
     container.mounts = tuple(sorted(mounts))
@@ -158,11 +159,29 @@ def create(state: State, function: FunctionState, node: str, why: Why) -> None:
     )
 
 
-def strip(state: State, container: Container, why: Why) -> None:
-    """End what is in it, and keep it. Only ever called for the keep-alive policy."""
+def strip(state: State, container: Container, why: Why, *, imports: bool = False) -> None:
+    """End what is in it, and keep it; with `imports` its owner's libraries are there when that is done. Only ever
+    called for the keep-alive policy."""
+    container.imports = imports
     for instance in list(container.instances.values()):
-        if instance.evictable or instance.state == "loading":
+        mine = instance.function.spec.name == container.owner and not instance.stale
+        if imports and mine and instance.state == "imported":
+            container.imports = False
+        elif instance.evictable or instance.state == "loading":
             offload(state, instance, why)
+    import_anew(state, container)
+
+
+def import_anew(state: State, container: Container) -> None:
+    """Load its owner's libraries into it, if they are to be there and nothing else is."""
+    owner = state.functions.get(container.owner)
+    if not container.imports or container.instances or not container.open or owner is None:
+        return
+    container.imports = False
+    expected = owner.next_price(container.node)
+    if expected.import_s > 0.0 and expected.imported_bytes <= container.limit and not owner.deleted:
+        why = Why(rule="the keep-alive policy keeps its libraries", saves_s=expected.import_s)
+        load(state, owner, container, Level.IMPORTED, ahead=True, why=why)
 
 
 def destroy(state: State, container: Container, why: Why) -> None:

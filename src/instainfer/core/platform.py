@@ -117,14 +117,16 @@ def container_ready(state: State, event: ev.ContainerReady) -> None:
             rule = "a request waits: cold start" if function.queue else "it is pinned"
             load = containers.load(state, function, container, Level.LOADED, ahead=False, why=Why(rule=rule))
             load.for_request = function.queue[0].id if function.queue else None
+    if state.watches is not None:
+        state.watches.created(state.view(container, residents=False), state.now)
     supply.rest(state, container)
     state.ask_for_pass()
 
 
 def _created_for(state: State, container: Container) -> FunctionState | None:
-    for function in state.functions.values():
-        if function.creating.pop(container.id, None) is not None:
-            return function
+    function = state.functions.get(container.owner)  # as it is nobody else's before it is ready
+    if function is not None and function.creating.pop(container.id, None) is not None:
+        return function
     return None
 
 
@@ -150,6 +152,8 @@ def container_lost(state: State, event: ev.ContainerLost) -> None:
             )
         again(state, function)
     supply.feed_starved(state)
+    if state.watches is not None:
+        supply.prewarm(state)
     state.ask_for_pass()
 
 
@@ -336,6 +340,9 @@ def function_deployed(state: State, event: ev.FunctionDeployed) -> None:
         function.blocked_until = 0.0
         retire(state, function, "a newer version was deployed")
         supply.ensure(state, function)
+    if state.watches is not None:
+        state.watches.deployed(event.function, state.now)
+        supply.prewarm(state)
     state.ask_for_pass()
 
 
@@ -394,7 +401,9 @@ def expire(state: State, container: Container) -> None:
     expires = state.keep_alive.expires_at(view)
     if expires is not None and expires <= state.now:
         if state.lends is not None and not container.doomed and state.lends.strips(view, state.now):
-            containers.strip(state, container, Why(rule="the keep-alive policy empties it, for others to use"))
+            imports = state.layers is not None and state.layers.imports(view, state.now)
+            rule = "the keep-alive policy empties it, for others to use"
+            containers.strip(state, container, Why(rule=rule), imports=imports)
             supply.rest(state, container)
             return
         containers.destroy(state, container, Why(rule="the keep-alive policy's time is over"))

@@ -12,17 +12,19 @@ from instainfer.core.ledger import Ledger
 from instainfer.core.libraries import Libraries, Zygote
 from instainfer.core.lifecycle import Lifecycle
 from instainfer.core.prices import Price, price, saved_by_fork
+from instainfer.core.views import Views
 from instainfer.model import Costs, Function, Level, Origin
 from instainfer.policies.base import (
     ContainerView,
-    FunctionView,
     KeepAlive,
+    Layers,
     Lends,
     LibraryPolicy,
     PreloadPolicy,
     Prewarms,
     ResidentView,
     Snapshot,
+    Watches,
 )
 from instainfer.policies.libraries import MostSaved
 from instainfer.policies.predict.forecast import Forecast
@@ -87,7 +89,7 @@ class Instance(Lifecycle):
 
 class Container(Lifecycle):
     __slots__ = (
-        "active", "clearing", "created", "doomed", "id", "instances", "last_used", "limit", "mounts",
+        "active", "clearing", "created", "doomed", "id", "imports", "instances", "last_used", "limit", "mounts",
         "namespace", "node", "owner", "reserved", "suspended", "thawed", "timer", "uses",
     )  # fmt: skip
 
@@ -110,6 +112,7 @@ class Container(Lifecycle):
         self.reserved: FunctionState | None = None  # room is being made for this function
         self.doomed = False  # its owner was deleted
         self.timer: float | None = None  # when its expiry is looked at next
+        self.imports = False  # its owner's libraries are to be imported when it is empty
 
     @property
     def tenant(self) -> str:
@@ -131,12 +134,12 @@ class Container(Lifecycle):
     def quiet(self) -> bool:
         """Nothing runs in it and nobody waits for anything in it: the keep-alive policy may end it, whatever
         is being pre-loaded (a pre-load never lengthens a container's life)."""
-        return (
-            self.state == "ready"
-            and self.clearing is None
-            and self.reserved is None
-            and not any(i.running or (i.function.queue and not i.stale) for i in self.instances.values())
-        )
+        if self.state != "ready" or self.clearing is not None or self.reserved is not None:
+            return False
+        for instance in self.instances.values():
+            if instance.running or (instance.function.queue and not instance.stale):
+                return False
+        return True
 
     @property
     def open(self) -> bool:
@@ -236,7 +239,9 @@ class State:
         self.forecast = forecast
         self.keep_alive = keep_alive
         self.lends = keep_alive if isinstance(keep_alive, Lends) else None
+        self.layers = keep_alive if isinstance(keep_alive, Layers) else None
         self.prewarms = keep_alive if isinstance(keep_alive, Prewarms) else None
+        self.watches = keep_alive if isinstance(keep_alive, Watches) else None
         self.policy = policy
         self.library_policy: LibraryPolicy = library_policy or MostSaved()
         self.queue_limit = queue_limit
@@ -251,6 +256,7 @@ class State:
         self.containers: dict[str, Container] = {}
         self.instances: dict[str, Instance] = {}
         self.requests: dict[int, Request] = {}
+        self.views = Views()
         self.starved: dict[str, FunctionState] = {}  # wait for memory, in order
         self.pass_at: float | None = None
         self.passed_at = float("-inf")
@@ -290,30 +296,31 @@ class State:
     # ---- views -------------------------------------------------------------------------------------------
 
     def view(self, container: Container, *, residents: bool = True) -> ContainerView:
+        free = 0
+        shown: list[ResidentView] = []
+        if residents:
+            free = container.limit
+            for instance in container.instances.values():
+                free -= instance.bytes
+                stale = instance.stale
+                evictable = (
+                    (instance.state == "ready" or instance.state == "imported")
+                    and (stale or not instance.function.queue)
+                    and container.clearing is not instance
+                )
+                shown.append(self.views.resident(instance, evictable=evictable, stale=stale))
         return ContainerView(
             id=container.id,
             node=container.node,
             namespace=container.namespace,
             owner=container.owner,
             limit=container.limit,
-            free=container.free if residents else 0,
+            free=free,
             idle=container.open,
             created=container.created,
             last_used=container.last_used,
             uses=container.uses,
-            residents=tuple(
-                ResidentView(
-                    instance=instance.id,
-                    function=instance.function.spec.name,
-                    level=instance.target if instance.state == "loading" else instance.level,
-                    bytes=instance.bytes,
-                    evictable=instance.evictable and container.clearing is not instance,
-                    stale=instance.stale,
-                )
-                for instance in container.instances.values()
-            )
-            if residents
-            else (),
+            residents=tuple(shown),
             mounts=container.mounts,
             pinned=self.pinned(container),
         )
@@ -333,28 +340,23 @@ class State:
                 nodes.setdefault(container.namespace, {})[container.node] = None
         nowhere: dict[str | None, None] = {None: None}
         functions = []
+        now, patience, at_rest = self.now, self.now - PATIENCE_S, self.views.at_rest
         for name in sorted(self.functions):
             function = self.functions[name]
             libraries = function.libraries
-            forked = libraries is not None and all(map(function.zygote, nodes.get(function.spec.zone, nowhere)))
-            found = price(function.spec.costs, Origin.FORKED if forked else Origin.SPAWNED)
-            functions.append(
-                FunctionView(
-                    name=name,
-                    namespace=function.spec.zone,
-                    libraries=function.spec.libraries,
-                    mounts=function.spec.mounts,
-                    import_s=found.import_s,
-                    load_s=found.loading_s - found.import_s,
-                    imported_bytes=found.imported_bytes,
-                    loaded_bytes=found.loaded_bytes,
-                    ready=function.best_level(),
-                    blocked=function.parked
-                    or function.blocked_until > self.now
-                    or bool(function.creating)  # it will be loaded there
-                    or (libraries is not None and libraries.importing(self.now - PATIENCE_S)),
-                )
-            )
+            if not (function.instances or function.creating or libraries or function.parked):
+                known = at_rest.get(name)
+                if known is not None and known[0] is function.spec and function.blocked_until <= now:
+                    functions.append(known[1])
+                    continue
+            forked = blocked = False
+            if libraries is not None:
+                forked = all(map(function.zygote, nodes.get(function.spec.zone, nowhere)))
+                blocked = libraries.importing(patience)
+            if function.parked or function.blocked_until > now or function.creating:  # it will be loaded there
+                blocked = True
+            functions.append(self.views.function(function, forked=forked, blocked=blocked))
+        self.views.forget(self.functions, self.instances)
         return Snapshot(
             functions=tuple(functions),
             containers=tuple(

@@ -31,9 +31,14 @@ def ensure(state: State, function: FunctionState) -> None:
 
 def coming(state: State, function: FunctionState) -> int:
     """Instances that load, containers that are being created for it, room that is being made for it."""
-    loading = sum(1 for i in function.instances.values() if i.state == "loading" and not i.stale)
-    reserved = sum(1 for container in state.containers.values() if container.reserved is function)
-    return loading + len(function.creating) + reserved
+    found = len(function.creating)
+    for instance in function.instances.values():
+        if instance.state == "loading" and not instance.stale:
+            found += 1
+    for container in state.containers.values():
+        if container.reserved is function:
+            found += 1
+    return found
 
 
 def has_supply(state: State, function: FunctionState) -> bool:
@@ -115,7 +120,7 @@ def begin(state: State, function: FunctionState) -> bool:
 
 def over_allowance(state: State, function: FunctionState) -> int:
     """Bytes that its namespace's containers would have too many with a further one of this function; 0: none."""
-    allowed = state.allowances.get(function.spec.tenant)
+    allowed = state.allowances.get(function.spec.tenant) if state.allowances else None
     if allowed is None:
         return 0
     there = sum(one.limit for one in state.containers.values() if one.tenant == function.spec.tenant)
@@ -124,15 +129,16 @@ def over_allowance(state: State, function: FunctionState) -> int:
 
 def node_for(state: State, function: FunctionState) -> str | None:
     """Where a container of its own fits now: rather where its libraries are imported, then where most is free."""
-    free = state.ledger.free
-    fits = [node for node in state.ledger.nodes if free(node) >= function.spec.memory]
+    free, memory = state.ledger.free, function.spec.memory
+    fits = [node for node in state.ledger.nodes if free(node) >= memory]
     return min(fits, key=lambda node: (not function.zygote(node), -free(node), node), default=None)
 
 
 def into_own(state: State, function: FunctionState, request: int | None, why: str) -> bool:
     """Load into an idle container that it owns and is not in, making room among its guests if need be."""
+    name = function.spec.name
     for container in state.containers.values():
-        if container.owner != function.spec.name or not container.open or container.of(function):
+        if container.owner != name or not container.open or container.of(function):
             continue
         if set(function.spec.mounts) <= set(container.mounts):
             rule = f"{why}: into its own container"
@@ -202,13 +208,18 @@ def make_room(state: State, function: FunctionState) -> None:
         return
     for zygotes_too in (False, True) if state.zygotes else (False,):
         for node in state.ledger.nodes:
-            there = [container for container in state.containers.values() if container.node == node]
-            leaving = sum(container.limit for container in there if container.state == "destroying")
-            leaving += zygotes.leaving(state, node)
+            leaving = zygotes.leaving(state, node) if state.zygotes else 0
+            ready: list[Container] = []
+            for container in state.containers.values():
+                if container.node == node:
+                    if container.state == "ready":
+                        ready.append(container)
+                    elif container.state == "destroying":
+                        leaving += container.limit
             short = function.spec.memory - state.ledger.free(node) - leaving
             if short <= 0:
                 return  # enough is on its way
-            quiet, views = offered(state, [container for container in there if container.state == "ready"])
+            quiet, views = offered(state, ready)
             for ending in zygotes.offers(state, node) if zygotes_too else [[]]:
                 rest = short - sum(zygote.bytes for zygote in ending)
                 victims: list[str] = []
@@ -240,10 +251,15 @@ def needed(function: FunctionState, *, ours: bool) -> Why:
 
 
 def offered(state: State, alive: list[Container]) -> tuple[list[ContainerView], list[ContainerView]]:
-    """What the keep-alive policy may choose victims from, and what it may look at. A container in the middle of
-    a pre-load is as good a victim as an idle one."""
-    quiet = [replace(state.view(container), idle=True) for container in alive if container.quiet]
-    return quiet, [state.view(container) for container in alive]
+    """What the keep-alive policy may choose victims from, and what it may look at; what is in them does not
+    concern it. A container in the middle of a pre-load is as good a victim as an idle one."""
+    views = [state.view(container, residents=False) for container in alive]
+    quiet = [
+        view if view.idle else replace(view, idle=True)
+        for container, view in zip(alive, views, strict=True)
+        if container.quiet
+    ]
+    return quiet, views
 
 
 def prewarm(state: State) -> None:
@@ -253,7 +269,9 @@ def prewarm(state: State) -> None:
     due, next_at = state.prewarms.prewarm(state.now)
     for name in due:
         function = state.functions.get(name)
-        if function is None or function.deleted or function.creating or has_idle(state, function):
+        if function is None or function.deleted:
+            continue
+        if not state.keep_alive.conduct.spare and (function.creating or has_idle(state, function)):
             continue
         if over_allowance(state, function):
             continue
@@ -292,6 +310,7 @@ def forget(state: State, instance: Instance) -> None:
         ensure(state, waiting)
     dispatch.next_in(state, container)
     containers.settle(state, container)
+    containers.import_anew(state, container)
     rest(state, container)
 
 

@@ -45,18 +45,40 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     warmup_ms: float = 0.0
     first_ms: float | None = None
     imported_mb: float = 0.0
+    libraries: str = ""  # functions with equal ones may be forked from one zygote; "": it cannot be forked
+    libraries_mb: float = 0.0  # of such a zygote
+    fork_ms: float = 0.0
+    forked_mb: float = 0.0
+    clone_ms: float = 0.0  # 0: it cannot be cloned
+    cloned_mb: float = 0.0
+    limit_mb: float = 0.0  # of its container; 0: not said
+    concurrency: int = 1
 
     def costs(self) -> Costs:
+        """Where a warm-up was measured and no first inference, the warm-up was one."""
+        first_ms = max(self.inference_ms, self.warmup_ms) if self.first_ms is None else self.first_ms
         return Costs(
             container_s=self.container_ms / 1e3,
             import_s=self.import_ms / 1e3,
             load_s=self.load_ms / 1e3,
             warmup_s=self.warmup_ms / 1e3,
-            first_s=(self.inference_ms if self.first_ms is None else self.first_ms) / 1e3,
+            first_s=first_ms / 1e3,
             warm_s=self.inference_ms / 1e3,
             imported_bytes=round(self.imported_mb * MB),
             loaded_bytes=round(self.memory_mb * MB),
+            libraries_bytes=round(self.libraries_mb * MB),
+            fork_s=self.fork_ms / 1e3,
+            forked_bytes=round(self.forked_mb * MB),
+            clone_s=self.clone_ms / 1e3,
+            cloned_bytes=round(self.cloned_mb * MB),
         )
+
+
+#: Of a Measured.
+_NOT_NEGATIVE = (
+    *("import_ms", "load_ms", "inference_ms", "container_ms", "warmup_ms", "imported_mb", "libraries_mb"),
+    *("fork_ms", "forked_mb", "clone_ms", "cloned_mb", "limit_mb"),
+)
 
 
 def paper_profiles() -> list[Measured]:
@@ -86,10 +108,7 @@ def read_profiles(path: Path) -> list[Measured]:
             hint='it is a JSON list of {"function", "import_ms", "load_ms", "memory_mb", "inference_ms"}',
         ) from error
     for number, one in enumerate(profiles):
-        if one.memory_mb <= 0 or any(
-            getattr(one, name) < 0
-            for name in ("import_ms", "load_ms", "inference_ms", "container_ms", "warmup_ms")
-        ):
+        if one.memory_mb <= 0 or one.concurrency < 1 or any(getattr(one, name) < 0 for name in _NOT_NEGATIVE):
             raise BadInput(
                 f"{path}, entry {number} ({one.function}): a size or time below zero", hint="measure again"
             )
@@ -98,16 +117,21 @@ def read_profiles(path: Path) -> list[Measured]:
     return profiles
 
 
-def assign(names: Sequence[str], profiles: Sequence[Measured]) -> list[Costs]:
+def assign(names: Sequence[str], profiles: Sequence[Measured]) -> list[Measured]:
     """Of each of these functions: its own where a profile has its name, else the profiles in turn, by its
     place."""
     by_name = {one.function: one for one in profiles}
-    return [by_name.get(name, profiles[at % len(profiles)]).costs() for at, name in enumerate(names)]
+    return [by_name.get(name, profiles[at % len(profiles)]) for at, name in enumerate(names)]
+
+
+def profiles_of(names: Sequence[str], source: str | Path = PAPER) -> list[Measured]:
+    """`source`: "paper" or a profile file. Raises BadInput."""
+    return assign(names, paper_profiles() if source == PAPER else read_profiles(Path(source)))
 
 
 def costs_of(names: Sequence[str], source: str | Path = PAPER) -> list[Costs]:
-    """`source`: "paper" or a profile file. Raises BadInput."""
-    return assign(names, paper_profiles() if source == PAPER else read_profiles(Path(source)))
+    """Likewise. Raises BadInput."""
+    return [one.costs() for one in profiles_of(names, source)]
 
 
 def sizes_mb(costs: Sequence[Costs]) -> Floats:

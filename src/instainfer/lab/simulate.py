@@ -8,10 +8,13 @@ from __future__ import annotations
 import gc
 import os
 import platform
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import lru_cache
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,20 +26,24 @@ from instainfer.config import machine_memory
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.errors import BadInput, BadSettings
-from instainfer.lab.costs import PAPER, costs_of
+from instainfer.lab import specs
+from instainfer.lab.costs import PAPER, profiles_of
+from instainfer.lab.runs import VERSION, Folder, key
 from instainfer.model import Function
 from instainfer.policies import registry
+from instainfer.policies.base import Predictor, PreloadPolicy
 from instainfer.policies.predict.forecast import Forecast
 from instainfer.sim import pool
 from instainfer.sim.caches import CACHES
 from instainfer.sim.costs import HOP_S, Node, Workload
 from instainfer.sim.engine import Engine
 from instainfer.sim.pool import OnMiss
-from instainfer.sim.tally import Tally
+from instainfer.sim.tally import ByClass, Timeline
 from instainfer.sim.world import Containers
 from instainfer.traces.base import Trace
+from instainfer.traces.classes import Regularity, classify
 from instainfer.traces.open import open_trace
-from instainfer.units import MB
+from instainfer.units import MB, parse_bytes
 
 World = Literal["pool", "containers"]
 
@@ -47,6 +54,13 @@ QUEUE_S = 60.0
 BYTES_PER_SLOT = 4_000_000_000
 #: What a policy has to read before its first load: calls of a function.
 _MIN_CALLS = 2
+#: A container's limit beyond its function's size, where its profile does not say the limit.
+HEADROOM = 0.5
+#: Calls of a run's timeline.
+TIMELINE = 400
+#: The class of functions that are called too seldom to have one.
+OTHER = "other"
+CLASSES = (*(str(kind) for kind in Regularity), OTHER)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +81,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_s: float = 600.0
     nodes: int = 1
     load_slots: int = 0  # per node; 0: see BYTES_PER_SLOT
-    headroom: float = 0.5  # a container's limit beyond its function's size, as a share of that
+    headroom: float | None = None  # a container's limit beyond its function's size, as a share of that
+    zygote_memory: str = "50%"  # per node, of its memory: a share or a size
     tick_s: float = 0.0  # grain of placement passes; 0: as the live server
 
 
@@ -78,37 +93,44 @@ class Case(NamedTuple):
 
 
 class Policy(NamedTuple):
+    """Each with its settings, if it was given any."""
+
     mode: str  # or one of CACHES
     predictor: str
 
 
 def policy_of(text: str, world: World) -> Policy:
-    """ "hazard", "hazard:poisson" (another predictor than the mode's own) or, in the pool, "lru" and "gdsf".
-    Raises BadSettings with what there is."""
-    mode, colon, predictor = text.strip().partition(":")
-    if mode in CACHES:
-        if world == "containers":
-            raise BadSettings(
-                f"{mode} is a policy of the pool world",
-                hint="here a container's life is the keep-alive policy's: --policies none with --keep-alive "
-                "pressure (greedy-dual) or fixed (least recently used goes first)",
-            )
-        if colon:
-            raise BadSettings(f"{mode} asks no predictor", hint=f"write {mode}")
-        return Policy(mode, "")
-    known = (*CACHES, *registry.MODES) if world == "pool" else registry.MODES
-    if mode not in known:
-        raise BadSettings(f"there is no policy {mode!r}", hint=f"these exist: {', '.join(known)}")
-    chosen = predictor or registry.preload(mode).predictor
-    registry.predictor(chosen)
-    return Policy(mode, chosen)
+    """ "hazard", "hazard:poisson" (another predictor than the mode's own), "tyche(p_load=0.1)" and, in the pool,
+    "lru" and "gdsf" as the plain caches that they are. Raises BadSettings with what there is."""
+    mode_text, colon, predictor_text = text.partition(":")
+    mode = specs.parse(mode_text)
+    if world == "pool" and mode.name in CACHES:
+        if colon or mode.settings:
+            raise BadSettings(f"{mode.name} asks no predictor and takes no settings", hint=f"write {mode.name}")
+        return Policy(mode.name, "")
+    if mode.name not in registry.MODES:
+        known = dict.fromkeys((*CACHES, *registry.MODES) if world == "pool" else registry.MODES)
+        raise BadSettings(f"there is no policy {mode.name!r}", hint=f"these exist: {', '.join(known)}")
+    usual = registry.tuned_preload(mode.name, **mode.settings).predictor
+    predictor = specs.parse(predictor_text) if colon else specs.Spec(usual, {})
+    registry.tuned_predictor(predictor.name, **predictor.settings)
+    return Policy(mode.text, predictor.text)
+
+
+def made(policy: Policy) -> tuple[PreloadPolicy, Predictor]:
+    """What does it, with nothing seen yet."""
+    mode, predictor = specs.parse(policy.mode), specs.parse(policy.predictor)
+    return (
+        registry.tuned_preload(mode.name, **mode.settings).policy,
+        registry.tuned_predictor(predictor.name, **predictor.settings),
+    )
 
 
 def label(row: dict[str, Any]) -> str:
     """The policy of a row as one would ask for it."""
-    mode, predictor = row["policy"], row["predictor"]
-    usual = mode in CACHES or registry.preload(mode).predictor == predictor
-    return str(mode) if usual else f"{mode}:{predictor}"
+    mode, predictor = str(row["policy"]), row["predictor"]
+    usual = not predictor or registry.preload(specs.parse(mode).name).predictor == predictor
+    return mode if usual else f"{mode}:{predictor}"
 
 
 def check(settings: Settings, cases: list[Case]) -> None:
@@ -121,6 +143,11 @@ def check(settings: Settings, cases: list[Case]) -> None:
         raise BadSettings(f"a warm-up of {settings.warmup}", hint="a share of the trace, such as 0.25")
     if settings.world == "containers":
         keep_alive_of(settings)
+        zygote_memory(settings, 0)
+        if settings.headroom is not None and settings.headroom < 0.0:
+            raise BadSettings(
+                f"a headroom of {settings.headroom}", hint="a share of a function's size, such as 0.5"
+            )
         if settings.nodes < 1:
             raise BadSettings(f"{settings.nodes} nodes", hint="1 or more")
     elif settings.nodes != 1:
@@ -132,53 +159,170 @@ def keep_alive_of(settings: Settings) -> Any:
     return registry.keep_alive(settings.keep_alive, **timed)
 
 
+def zygote_memory(settings: Settings, memory: int) -> int:
+    """Bytes that library zygotes may take of a node's. Raises BadSettings."""
+    text = settings.zygote_memory.strip()
+    percent = text.endswith("%")
+    try:
+        share = float(text.removesuffix("%")) / (100.0 if percent else 1.0)
+    except ValueError:
+        share = -1.0
+    if 0.0 <= share <= 1.0:
+        return int(share * memory)
+    try:
+        if not percent:
+            return min(parse_bytes(text), memory)
+    except ValueError:
+        pass
+    raise BadSettings(f"zygotes cannot have {text!r} of a node", hint="give a share, such as 50%, or a size, 2GB")
+
+
+class Run(NamedTuple):
+    number: int  # its case's
+    row: dict[str, Any]
+    reused: bool = False
+
+
 def run(
-    settings: Settings, cases: list[Case], *, jobs: int = 1, progress: Callable[[int, float], None] | None = None
+    settings: Settings,
+    cases: list[Case],
+    *,
+    jobs: int = 1,
+    progress: Callable[[int, float], None] | None = None,
+    folder: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each case, in their order. `progress` gets a case's number and the share of it that is done,
-    where one process runs them. Raises BadSettings, and BadInput for a trace that cannot be read."""
+    """A row for each case, in their order; for the rest see `runs`."""
+    rows = {one.number: one.row for one in runs(settings, cases, jobs=jobs, progress=progress, folder=folder)}
+    yield from (rows[number] for number in range(len(cases)))
+
+
+def runs(
+    settings: Settings,
+    cases: list[Case],
+    *,
+    jobs: int = 1,
+    progress: Callable[[int, float], None] | None = None,
+    folder: Path | None = None,
+) -> Iterator[Run]:
+    """Each case as it ends. With a `folder` every run has a file in it (see runs.py), and what is there already is
+    not run again. `progress` gets a case's number and the share of it that is done, where one process runs them.
+    Raises BadSettings, and BadInput for a trace that cannot be read or a folder that cannot be written."""
     check(settings, cases)
-    if jobs > 1 and len(cases) > 1:
-        # Fresh processes: a forked one could hold a lock of a thread that it does not have.
-        with ProcessPoolExecutor(min(jobs, len(cases)), mp_context=get_context("spawn")) as processes:
-            yield from processes.map(_row, [settings] * len(cases), cases)
-        return
+    files = Folder(folder) if folder is not None else None
+    left: list[tuple[int, Case]] = []
+    found: list[tuple[int, dict[str, Any]]] = []
     for number, case in enumerate(cases):
+        there = files.load(key_of(settings, case)) if files is not None else None
+        if there is None:
+            left.append((number, case))
+        else:
+            found.append((number, there))
+    for number, there in found:  # after all are read: one may have another one's number
+        if files is not None:
+            files.save(number, there)
+        yield Run(number, there["row"], reused=True)
+    if jobs > 1 and len(left) > 1:
+        # Fresh processes: a forked one could hold a lock of a thread that it does not have.
+        with ProcessPoolExecutor(min(jobs, len(left)), mp_context=get_context("spawn")) as processes:
+            going = {processes.submit(_run, settings, case, number, folder): number for number, case in left}
+            try:
+                for future in as_completed(going):
+                    yield Run(going[future], future.result())
+            finally:
+                processes.shutdown(wait=False, cancel_futures=True)
+        return
+    for number, case in left:
         told = None if progress is None else _share(progress, number, len(workload(settings, case.trace).times))
-        yield row(settings, case, progress=told)
+        yield Run(number, _run(settings, case, number, folder, told))
 
 
 def _share(progress: Callable[[int, float], None], number: int, count: int) -> Callable[[int], None]:
     return lambda done: progress(number, done / max(count, 1))
 
 
-def _row(settings: Settings, case: Case) -> dict[str, Any]:
-    return row(settings, case)
+def _run(
+    settings: Settings,
+    case: Case,
+    number: int,
+    folder: Path | None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Its row; its file is written."""
+    if folder is None:
+        return row(settings, case, progress)
+    known = key_of(settings, case)  # of the trace as it is before it is read
+    found = details(settings, case, progress)
+    Folder(folder).save(number, {"version": VERSION, "key": known, **found})
+    whole: dict[str, Any] = found["row"]
+    return whole
+
+
+def key_of(settings: Settings, case: Case) -> str:
+    """Of all that decides this run. Raises BadInput for a trace that cannot be read."""
+    policy = policy_of(case.policy, settings.world)
+    given = [msgspec.to_builtins(settings), case.trace.name, policy, case.budget]
+    content = [case.trace] if settings.profiles == PAPER else [case.trace, Path(settings.profiles)]
+    return key(given, *content)
 
 
 def row(settings: Settings, case: Case, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Simulate one case."""
+    whole: dict[str, Any] = details(settings, case, progress)["row"]
+    return whole
+
+
+def details(settings: Settings, case: Case, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Simulate one case: its row, and what a run file has beside."""
     work = workload(settings, case.trace)
     budget = int(case.budget * work.total_bytes)
-    tally = Tally(settings.warmup * work.end, work.end)
+    since = settings.warmup * work.end
+    tally = ByClass(CLASSES, work.classes, since, work.end)
+    first = bisect_left(work.times, since)
+    timeline = Timeline(range(first, first + TIMELINE))
     policy = policy_of(case.policy, settings.world)
     simulate = _in_pool if settings.world == "pool" else _in_containers
     with _rare_collections():
-        simulate(settings, work, policy, budget, tally, progress)
-    counted = tally.row()
+        simulate(settings, case.trace, policy, budget, tally, timeline, progress)
+    total = tally.total()
     return {
-        "trace": case.trace.name,
-        "world": settings.world,
-        "policy": policy.mode,
-        "predictor": policy.predictor,
-        "keep_alive": settings.keep_alive if settings.world == "containers" else "",
-        "nodes": settings.nodes,
-        "budget_fraction": case.budget,
-        "budget_mb": budget / MB,
-        "functions": len(work.functions),
-        **counted,
-        "seed": settings.seed,
+        "settings": msgspec.to_builtins(settings),
+        "row": {
+            "trace": case.trace.name,
+            "world": settings.world,
+            "policy": policy.mode,
+            "predictor": policy.predictor,
+            "keep_alive": settings.keep_alive if settings.world == "containers" else "",
+            "nodes": settings.nodes,
+            "budget_fraction": case.budget,
+            "budget_mb": budget / MB,
+            "functions": len(work.functions),
+            **total.row(),
+            "seed": settings.seed,
+        },
+        "classes": {name: one.row() for name, one in tally.tallies.items()},
+        "cdf": {
+            "e2e_ms": _percentiles(total.e2e),
+            "warming_loading_ms": _percentiles(total.waited),
+        },
+        "timeline": [
+            {
+                "function": work.functions[call.function].name,
+                "arrived_s": call.arrived_s,
+                "start": call.start.value,
+                "warming_ms": call.warming_s * 1e3,
+                "loading_ms": call.loading_s * 1e3,
+                "inference_ms": call.inference_s * 1e3,
+                "e2e_ms": call.e2e_s * 1e3,
+            }
+            for call in timeline.ordered()
+        ],
     }
+
+
+def _percentiles(seconds: array[float]) -> list[float]:
+    """0 to 100, in ms; none of nothing."""
+    found: list[float] = (np.percentile(seconds, np.arange(101)) * 1e3).tolist() if len(seconds) else []
+    return found
 
 
 @contextmanager
@@ -198,31 +342,61 @@ def _rare_collections() -> Iterator[None]:
 
 def _in_pool(
     settings: Settings,
-    work: Workload,
+    path: Path,
     policy: Policy,
     budget: int,
-    tally: Tally,
+    tally: ByClass,
+    timeline: Timeline,
     progress: Callable[[int], None] | None,
 ) -> None:
-    memory = pool.Pool(work, budget, tally, settings.on_miss)
-    made: pool.PoolPolicy
+    work = workload(settings, path)
+    memory = pool.Pool(work, budget, tally, settings.on_miss, timeline)
+    decides: pool.PoolPolicy
     if policy.mode in CACHES:
-        made = CACHES[policy.mode](memory)
+        decides = CACHES[policy.mode](memory)
     else:
         names = [function.name for function in work.functions]
-        mode = registry.preload(policy.mode).policy
-        made = pool.Planned(memory, names, mode, registry.predictor(policy.predictor))
-    pool.run(work, memory, made, step_s=settings.step_s, progress=progress)
+        decides = pool.Planned(memory, names, *made(policy))
+    pool.run(work, memory, decides, step_s=settings.step_s, progress=progress)
 
 
 def _in_containers(
     settings: Settings,
+    path: Path,
+    policy: Policy,
+    budget: int,
+    tally: ByClass,
+    timeline: Timeline,
+    progress: Callable[[int], None] | None,
+) -> None:
+    work = workload(settings, path)
+    usual = array("d", [inf]) * len(work.times)  # nobody waits longer for a guest where there are none
+    if specs.parse(policy.mode).name != "none":
+        usual = _waits_without(settings, path, budget)
+    world = _world(settings, work, policy, budget, tally, timeline, usual)
+    _live(world, work, progress)
+
+
+@lru_cache(maxsize=2)
+def _waits_without(settings: Settings, path: Path, budget: int) -> array[float]:
+    """What each request waits in the same world without pre-loading; infinite, where it is refused."""
+    work = workload(settings, path)
+    unused = ByClass(CLASSES, work.classes, inf, inf)
+    world = _world(settings, work, policy_of("none", settings.world), budget, unused, Timeline(), ())
+    world.waits.extend(array("d", [inf]) * len(work.times))
+    _live(world, work, None)
+    return world.waits
+
+
+def _world(
+    settings: Settings,
     work: Workload,
     policy: Policy,
     budget: int,
-    tally: Tally,
-    progress: Callable[[int], None] | None,
-) -> None:
+    tally: ByClass,
+    timeline: Timeline,
+    usual: Sequence[float],
+) -> Containers:
     each = budget // settings.nodes
     largest = max(work.functions, key=lambda function: function.memory)
     if largest.memory > each:
@@ -236,18 +410,23 @@ def _in_containers(
             name=f"n{number}",
             memory=each,
             load_slots=settings.load_slots or max(2, each // BYTES_PER_SLOT),
+            zygote_memory=zygote_memory(settings, each),
             hop_s=HOP_S if settings.nodes > 1 else 0.0,
         )
         for number in range(settings.nodes)
     ]
-    forecast = Forecast(registry.predictor(policy.predictor))
-    mode = registry.preload(policy.mode).policy
-    engine = Engine(Platform(State(forecast, keep_alive_of(settings), mode)), tick_s=settings.tick_s)
-    world = Containers(engine, nodes, work, tally)
+    mode, predictor = made(policy)
+    state = State(Forecast(predictor), keep_alive_of(settings), mode)
+    engine = Engine(Platform(state), tick_s=settings.tick_s)
+    world = Containers(engine, nodes, work, tally, timeline, usual)
     engine.join(world)
+    return world
+
+
+def _live(world: Containers, work: Workload, progress: Callable[[int], None] | None) -> None:
     world.begin()
     names = [function.name for function in work.functions]
-    engine.run(work.times, [names[one] for one in work.which], give_up_s=QUEUE_S, progress=progress)
+    world.engine.run(work.times, [names[one] for one in work.which], give_up_s=QUEUE_S, progress=progress)
     world.finish()
 
 
@@ -266,27 +445,40 @@ def workload(settings: Settings, path: Path) -> Workload:
 
 
 def of_trace(trace: Trace, settings: Settings) -> Workload:
-    costs = costs_of(trace.names, settings.profiles)
-    functions = [
-        Function(
-            name=f"{NAMESPACE}/{name}",
-            revision=f"{NAMESPACE}/{name}@1:0",
-            memory=int(one.loaded_bytes * (1.0 + settings.headroom)),
-            costs=one,
+    profiles = profiles_of(trace.names, settings.profiles)
+    functions = []
+    for name, profile in zip(trace.names, profiles, strict=True):
+        costs = profile.costs()
+        limit = int(costs.loaded_bytes * (1.0 + (HEADROOM if settings.headroom is None else settings.headroom)))
+        if settings.headroom is None and profile.limit_mb:
+            limit = round(profile.limit_mb * MB)
+        functions.append(
+            Function(
+                name=f"{NAMESPACE}/{name}",
+                revision=f"{NAMESPACE}/{name}@1:0",
+                memory=limit,
+                concurrency=profile.concurrency,
+                libraries=profile.libraries,
+                forkable=bool(profile.libraries),
+                cloneable=profile.clone_ms > 0.0,
+                costs=costs,
+            )
         )
-        for name, one in zip(trace.names, costs, strict=True)
-    ]
-    durations: list[float] = []
+    durations: array[float] = array("d")
     if settings.trace_durations and len(trace.durations):
-        usual = np.array([one.warm_s for one in costs])[trace.functions]
+        usual = np.array([one.costs.warm_s for one in functions])[trace.functions]
         known = trace.durations.astype(np.float64)
-        durations = np.where(np.isnan(known), usual, known).tolist()
+        durations.frombytes(np.where(np.isnan(known), usual, known).tobytes())
+    times, which = array("d"), array("i")
+    times.frombytes(trace.times.tobytes())
+    which.frombytes(trace.functions.tobytes())
     return Workload(
         functions=functions,
-        times=trace.times.tolist(),
-        which=trace.functions.tolist(),
+        times=times,
+        which=which,
         durations=durations,
         end=trace.length_s,
+        classes=[str(kind or OTHER) for kind in classify(trace)],
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from instainfer.model import Function
@@ -40,10 +42,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     where there are none every one takes its function's `warm_s`."""
 
     functions: list[Function]
-    times: list[float]
-    which: list[int]
-    durations: list[float] = []
+    times: Sequence[float]
+    which: Sequence[int]
+    durations: Sequence[float] = ()
     end: float  # of the trace, seconds: not before the last arrival
+    classes: Sequence[str] = ()  # of each function, where they are told apart
 
     @property
     def total_bytes(self) -> int:

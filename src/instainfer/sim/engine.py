@@ -81,21 +81,31 @@ class Engine:
     ) -> None:
         """Let every request of the trace arrive (request number = its position; `times` ascend), then go on
         until all are answered, for `linger_s` at most. One that waits for `give_up_s` is taken back."""
-        heap, feed, world = self._heap, self.feed, self._world
+        heap, world, arrive = self._heap, self._world, self.arrive
         for request, at in enumerate(times):
-            while heap and heap[0][0] <= at:
-                self.step()
-            self.now = at
-            settled = world.settled
-            feed(ev.RequestArrived(request=request, function=functions[request]))
-            if world.settled == settled:
-                cancel = ev.RequestCancelled(request=request, reason="it waited too long", code="overloaded")
-                self.post(at + give_up_s, cancel)
+            self.advance(at)
+            arrive(request, functions[request], give_up_s=give_up_s)
             if progress is not None and request % _REPORT_EVERY == 0:
                 progress(request)
         end = self.now + linger_s
         while heap and world.settled < len(times) and heap[0][0] <= end:
             self.step()
+
+    def advance(self, to: float) -> None:
+        """Let happen what is due by then: it is `to` now."""
+        heap = self._heap
+        while heap and heap[0][0] <= to:
+            self.step()
+        self.now = to
+
+    def arrive(self, request: int, function: str, *, give_up_s: float) -> None:
+        """A request comes now; where it has to wait, it is taken back after `give_up_s`."""
+        world = self._world
+        settled = world.settled
+        self.feed(ev.RequestArrived(request=request, function=function))
+        if world.settled == settled:
+            cancel = ev.RequestCancelled(request=request, reason="it waited too long", code="overloaded")
+            self.post(self.now + give_up_s, cancel)
 
     def step(self) -> bool:
         """What happens next; False if nothing is left to happen."""

@@ -24,8 +24,9 @@ from instainfer.policies.base import (
     ResidentView,
     Snapshot,
 )
+from instainfer.policies.predict.forecast import Forecast
 from instainfer.sim.costs import Workload
-from instainfer.sim.tally import Tally
+from instainfer.sim.tally import ByClass, Call, Tally, Timeline
 
 #: Names in the snapshot: the pool is one open container of one node, all functions are of one tenant.
 _CONTAINER = _NODE = _TENANT = "pool"
@@ -48,7 +49,14 @@ class OnMiss(StrEnum):
 class Pool:
     """Who is in memory, at which level, and what that took."""
 
-    def __init__(self, work: Workload, size: int, tally: Tally, on_miss: OnMiss = OnMiss.WEIGH) -> None:
+    def __init__(
+        self,
+        work: Workload,
+        size: int,
+        tally: Tally | ByClass,
+        on_miss: OnMiss = OnMiss.WEIGH,
+        timeline: Timeline | None = None,
+    ) -> None:
         self.size = size
         self.free = size  # below zero only while copies linger
         self.on_miss = on_miss
@@ -58,7 +66,8 @@ class Pool:
         self.changes = 0
         self._costs = [function.costs for function in work.functions]
         self._latency = [costs.loading_s for costs in self._costs]
-        self._tally = tally
+        self._tally_of = tally.of if isinstance(tally, ByClass) else [tally] * len(work.functions)
+        self._timeline = timeline or Timeline()
         self._since: dict[int, float] = {}
         self._unused: set[int] = set()  # loaded ahead and not used yet
 
@@ -99,11 +108,12 @@ class Pool:
 
     def _left(self, function: int, now: float) -> None:
         size = self.bytes_at(function, self.level[function])
-        self._tally.held(size, self._since[function], now)
+        tally = self._tally_of[function]
+        tally.held(size, self._since[function], now)
         if function in self._unused:
-            self._tally.wasted(size, self._since[function], now)
+            tally.wasted(size, self._since[function], now)
 
-    def call(self, function: int, now: float, inference_s: float) -> bool:
+    def call(self, function: int, now: float, inference_s: float, request: int = -1) -> bool:
         """One arrival; whether it found the function loaded."""
         level = self.level.get(function, Level.NONE)
         loading = paid = self._latency[function]
@@ -116,7 +126,10 @@ class Pool:
         else:
             start = StartKind.COLD
         self._unused.discard(function)
-        self._tally.served(now, start, inference_s + paid, inference_s, loading, paid)
+        e2e_s = inference_s + paid
+        self._tally_of[function].served(now, start, e2e_s, inference_s, loading, paid)
+        if request in self._timeline.requests:
+            self._timeline.calls.append(Call(request, function, now, start, 0.0, paid, inference_s, e2e_s))
         return level >= Level.LOADED
 
 
@@ -145,6 +158,24 @@ class Recording:
         return self.answer
 
 
+class Step(Forecast):
+    """The predictor, whose rates hold from one decision to the next for functions that are not called in between:
+    to ask for them is what a run costs."""
+
+    def renew(self) -> None:
+        self._rates.clear()
+
+    def observe(self, function: str, now: float) -> None:
+        self._rates.pop(function, None)
+        self.base.observe(function, now)
+
+    def rate(self, function: str, now: float) -> float:
+        rate = self._rates.get(function)
+        if rate is None:
+            rate = self._rates[function] = self.base.rate(function, now)
+        return rate
+
+
 class Planned:
     """A pre-load policy of the platform, with its predictor and placement, on the pool.
 
@@ -156,7 +187,7 @@ class Planned:
         self._pool = pool
         self._names = names
         self._policy = policy
-        self._predictor = predictor
+        self._predictor = Step(predictor)
         self._recording: Recording | None = None
         placement: Placement | None = getattr(policy, "placement", None)
         if placement is not None:
@@ -180,6 +211,7 @@ class Planned:
                 self._drop(victim, now)
         if self._recording is not None:
             self._recording.answer = []
+        self._predictor.renew()
         plan = self._policy.plan(self._snapshot(now), self._predictor, now)
         for off in plan.offloads:
             self._drop(int(off.instance), now)
@@ -317,7 +349,7 @@ def run(
             policy.decide(step * step_s)
             step += 1
         inference_s = work.durations[request] if work.durations else work.functions[function].costs.warm_s
-        policy.arrived(function, at, hit=pool.call(function, at, inference_s))
+        policy.arrived(function, at, hit=pool.call(function, at, inference_s, request))
         if progress is not None and request % _REPORT_EVERY == 0:
             progress(request)
     pool.finish(work.end)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from instainfer.core import actions as act
@@ -12,8 +13,10 @@ from instainfer.model import Costs, Function, Level, Origin, StartKind
 from instainfer.sim.costs import Node, Workload
 from instainfer.sim.engine import Engine
 from instainfer.sim.loads import Job, Loads
-from instainfer.sim.tally import Tally
+from instainfer.sim.tally import ByClass, Call, Tally, Timeline
 
+#: A wait below this is nobody's harm.
+_NOTICED_S = 0.01
 #: Starts for which nothing had to be loaded.
 _READY = (StartKind.WARM, StartKind.PRELOADED)
 
@@ -26,11 +29,14 @@ class _Site:
     def __init__(self, engine: Engine, node: Node) -> None:
         self.node = node
         self.loads = Loads(engine, node.load_slots)
-        self.zygotes: dict[str, str] = {}  # libraries -> the zygote that is ready
+        self.zygotes: dict[tuple[str, str], str] = {}  # namespace and libraries -> the zygote that is ready
 
 
 class _Container:
-    __slots__ = ("former", "free_at", "id", "instances", "last", "left", "limit", "owner", "since", "site")
+    __slots__ = (
+        "created", "former", "free_at", "id", "instances", "last", "left", "limit", "owner", "ready_at", "since",
+        "site",
+    )  # fmt: skip
 
     def __init__(self, id: str, site: _Site, owner: str, limit: int, now: float) -> None:
         self.id = id
@@ -39,6 +45,8 @@ class _Container:
         self.former: set[str] = set()  # owners before this one; asked for membership only
         self.left: set[str] = set()  # owners, now or before, whose instance was off-loaded; likewise
         self.limit = limit
+        self.created = now
+        self.ready_at = now
         self.since = now  # it has had this limit
         self.free_at = now  # its commands so far are carried out
         self.last = owner  # the function that ran in it last
@@ -48,15 +56,19 @@ class _Container:
 class _Instance:
     __slots__ = (
         "ahead", "began", "container", "frozen", "function", "id", "job", "level", "price", "ready_at", "served",
-        "steps", "target",
+        "steps", "target", "waiting", "warmed",
     )  # fmt: skip
 
-    def __init__(self, id: str, function: int, container: _Container, found: Price, *, ahead: bool) -> None:
+    def __init__(
+        self, id: str, function: int, container: _Container, found: Price, *, ahead: bool, waiting: bool
+    ) -> None:
         self.id = id
         self.price = found
         self.function = function
         self.container = container
         self.ahead = ahead
+        self.waiting = waiting  # whoever waits brings the first call: there is no other warm-up
+        self.warmed = False
         self.served = 0
         self.frozen = False
         self.level = Level.NONE
@@ -70,15 +82,48 @@ class _Instance:
     def bytes(self) -> int:
         return self.price.bytes(max(self.level, self.target))
 
+    @property
+    def unused(self) -> bool:
+        """Loaded ahead, and nobody has called it."""
+        return self.ahead and not self.served and self.level > Level.NONE
+
+
+class _Zygote:
+    __slots__ = ("job", "libraries", "modules", "since", "site", "size")
+
+    def __init__(
+        self, site: _Site, libraries: tuple[str, str], modules: set[str], job: Job, size: int, now: float
+    ) -> None:
+        self.site = site
+        self.libraries = libraries  # namespace and key
+        self.modules = modules  # digests of what it imports
+        self.job = job
+        self.size = size
+        self.since = now
+
 
 class Containers:
     """Executes the core's actions. The commands of one container take effect in their order: what follows a
     freeze starts when that is confirmed. Nothing fails here."""
 
-    def __init__(self, engine: Engine, nodes: list[Node], work: Workload, tally: Tally) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engine: Engine,
+        nodes: list[Node],
+        work: Workload,
+        tally: Tally | ByClass,
+        timeline: Timeline | None = None,
+        usual: Sequence[float] = (),
+    ) -> None:
+        """`usual`: what each request waits where nobody has guests (see `waits`): guests harm only those that are
+        served at once there. Where it is not given, they are taken to harm all that were pushed out."""
+        self.engine = engine
+        self._usual = usual
+        self.waits = array("d")  # of each request, where there is room for it: seconds until its inference began
         self._work = work
-        self._tally = tally
+        self._shared = tally.shared if isinstance(tally, ByClass) else tally
+        self._tally_of = list(tally.of) if isinstance(tally, ByClass) else [tally] * len(work.functions)
+        self._timeline = timeline or Timeline()
         self._functions: list[Function] = work.functions
         self._loading_s = [function.costs.loading_s for function in work.functions]
         self._times = work.times
@@ -88,7 +133,7 @@ class Containers:
         self._sites = {node.name: _Site(engine, node) for node in nodes}
         self._containers: dict[str, _Container] = {}
         self._instances: dict[str, _Instance] = {}
-        self._zygotes: dict[str, tuple[_Site, str, Job, float, int]] = {}
+        self._zygotes: dict[str, _Zygote] = {}
         self._pushed_out: set[str] = set()  # functions whose instance went after its container changed hands
         self.settled = 0
         self.carry_out: dict[type[act.Action], Callable[[Any, float], None]] = {
@@ -110,28 +155,58 @@ class Containers:
     def begin(self) -> None:
         """Nodes join and functions are deployed, at time 0."""
         for site in self._sites.values():
-            node = site.node
-            self._engine.feed(
-                ev.NodeJoined(
-                    node=node.name,
-                    memory=node.memory,
-                    guests=node.guests,
-                    load_slots=node.load_slots,
-                    zygote_memory=node.zygote_memory,
-                )
-            )
+            self._joined(site.node)
         for function in self._functions:
-            self._engine.feed(ev.FunctionDeployed(function=function))
+            self.engine.feed(ev.FunctionDeployed(function=function))
+
+    def join(self, node: Node) -> None:
+        """One more node, now."""
+        self._sites[node.name] = _Site(self.engine, node)
+        self._joined(node)
+
+    def _joined(self, node: Node) -> None:
+        self.engine.feed(
+            ev.NodeJoined(
+                node=node.name,
+                memory=node.memory,
+                guests=node.guests,
+                load_slots=node.load_slots,
+                zygote_memory=node.zygote_memory,
+            )
+        )
+
+    def deploy(self, function: Function) -> None:
+        """One more function, or another revision of one, now."""
+        at = self._index.setdefault(function.name, len(self._functions))
+        if at == len(self._functions):
+            self._functions.append(function)
+            self._loading_s.append(function.costs.loading_s)
+            self._tally_of.append(self._shared)
+        else:
+            self._functions[at] = function
+            self._loading_s[at] = function.costs.loading_s
+        self.engine.feed(ev.FunctionDeployed(function=function))
 
     def finish(self) -> None:
         """Count what is still held."""
-        now = max(self._engine.now, self._work.end)
+        self._hold(None, max(self.engine.now, self._work.end))
+
+    def hold(self, tally: Tally, now: float) -> None:
+        """Count into `tally` what is held at `now` as if it were let go then."""
+        self._hold(tally, now)
+
+    def _hold(self, tally: Tally | None, now: float) -> None:
         for container in self._containers.values():
-            self._tally.held(container.limit, container.since, now)
+            self._held(container, now, tally)
         for instance in self._instances.values():
-            self._account(instance, now)
-        for _, _, _, since, size in self._zygotes.values():
-            self._tally.held(size, since, now)
+            self._account(instance, now, tally)
+        for zygote in self._zygotes.values():
+            (tally or self._shared).held_by_zygote(zygote.size, zygote.since, now)
+
+    def _held(self, container: _Container, now: float, tally: Tally | None = None) -> None:
+        """It had its limit until now, for its owner."""
+        tally = tally or self._tally_of[self._index[container.owner]]
+        tally.held(container.limit, container.since, now)
 
     # ---- containers ----------------------------------------------------------------------------------------
 
@@ -139,11 +214,12 @@ class Containers:
         site = self._sites[action.node]
         self._containers[action.container] = _Container(action.container, site, action.function, action.limit, now)
         seconds = self._costs(action.function).container_s * site.node.load_factor
-        self._engine.post(now + seconds, ev.ContainerReady(container=action.container, seconds=seconds))
+        self._containers[action.container].ready_at = now + seconds
+        self.engine.post(now + seconds, ev.ContainerReady(container=action.container, seconds=seconds))
 
     def _resize(self, action: act.ResizeContainer, now: float) -> None:
         container = self._containers[action.container]
-        self._tally.held(container.limit, container.since, now)
+        self._held(container, now)
         container.limit, container.since = action.limit, now
 
     def _destroy(self, action: act.DestroyContainer, now: float) -> None:
@@ -154,8 +230,8 @@ class Containers:
             seconds += instance.bytes * node.end_s_per_byte
             self._gone(instance, now)
         gone = max(now, container.free_at) + seconds
-        self._tally.held(container.limit, container.since, gone)
-        self._engine.post(gone, ev.ContainerLost(container=container.id, reason="destroyed"))
+        self._held(container, gone)
+        self.engine.post(gone, ev.ContainerLost(container=container.id, reason="destroyed"))
 
     # ---- instances -----------------------------------------------------------------------------------------
 
@@ -163,7 +239,9 @@ class Containers:
         container = self._containers[action.container]
         function = self._index[action.function]
         found = self._price(function, container.site)
-        instance = _Instance(action.instance, function, container, found, ahead=action.ahead)
+        instance = _Instance(
+            action.instance, function, container, found, ahead=action.ahead, waiting=action.waiting
+        )
         container.instances[instance.id] = instance
         self._instances[instance.id] = instance
         self._begin(instance, action.level, found.import_s, now)
@@ -176,8 +254,12 @@ class Containers:
             for other in self._instances.values()
         ):
             return price(spec.costs, Origin.CLONED)
-        forked = spec.forkable and spec.libraries in site.zygotes
-        return price(spec.costs, Origin.FORKED if forked else Origin.SPAWNED)
+        return price(spec.costs, Origin.FORKED if self._forks(spec, site) else Origin.SPAWNED)
+
+    def _forks(self, spec: Function, site: _Site) -> bool:
+        """Is there a zygote with all that it imports?"""
+        zygote = site.zygotes.get((spec.tenant, spec.libraries)) if spec.forkable else None
+        return zygote is not None and (not spec.modules or spec.modules in self._zygotes[zygote].modules)
 
     def _raise(self, action: act.Raise, now: float) -> None:
         instance = self._instances.get(action.instance)
@@ -191,8 +273,13 @@ class Containers:
         load_s, warmup_s = costs.load_s, costs.warmup_s
         if instance.price.origin is Origin.CLONED:
             load_s, warmup_s = instance.price.loading_s, 0.0  # its template is warm
+            instance.warmed = True
         if level < Level.LOADED:
             load_s = warmup_s = 0.0
+        elif instance.waiting:
+            warmup_s = 0.0
+        elif warmup_s > 0.0:
+            instance.warmed = True
         factor = site.node.load_factor
         instance.steps = import_s * factor, load_s * factor, warmup_s * factor
         instance.target = level
@@ -200,7 +287,7 @@ class Containers:
         self._takes(container, self._functions[instance.function].name)
         job = instance.job = Job(sum(instance.steps), lambda: self._loaded(instance))
         if container.free_at > now:
-            self._engine.call(container.free_at, lambda: self._go_on(instance, job))
+            self.engine.call(container.free_at, lambda: self._go_on(instance, job))
         else:
             site.loads.resume(job)
 
@@ -210,7 +297,7 @@ class Containers:
             instance.container.site.loads.resume(job)
 
     def _loaded(self, instance: _Instance) -> None:
-        job, now = instance.job, self._engine.now
+        job, now = instance.job, self.engine.now
         if job is None:
             return  # the report of a load that ended at the same moment has ended this one
         instance.job = None
@@ -218,7 +305,7 @@ class Containers:
         instance.ready_at = now
         slowed = job.spent_s / job.work_s if job.work_s > 0.0 else 1.0
         import_s, load_s, warmup_s = instance.steps
-        self._engine.feed(
+        self.engine.feed(
             ev.InstanceReady(
                 instance=instance.id,
                 level=instance.level,
@@ -242,7 +329,7 @@ class Containers:
         del container.instances[instance.id]
         self._gone(instance, now)
         at = max(now, container.free_at) + seconds
-        self._engine.post(at, ev.InstanceLost(instance=instance.id, reason="off-loaded"))
+        self.engine.post(at, ev.InstanceLost(instance=instance.id, reason="off-loaded"))
 
     def _gone(self, instance: _Instance, now: float) -> None:
         if instance.job is not None:
@@ -251,9 +338,10 @@ class Containers:
         self._account(instance, now)
         del self._instances[instance.id]
 
-    def _account(self, instance: _Instance, now: float) -> None:
-        if instance.ahead and not instance.served and instance.level:
-            self._tally.wasted(instance.bytes, instance.ready_at, now)
+    def _account(self, instance: _Instance, now: float, tally: Tally | None = None) -> None:
+        if instance.unused:
+            tally = tally or self._tally_of[instance.function]
+            tally.wasted(instance.bytes, instance.ready_at, now)
 
     def _freeze(self, action: act.Freeze, now: float) -> None:
         instance = self._instances.get(action.instance)
@@ -273,32 +361,40 @@ class Containers:
         container.free_at = max(now, container.free_at) + container.site.node.thaw_s
         if instance.job is not None:
             job = instance.job
-            self._engine.call(container.free_at, lambda: self._go_on(instance, job))
+            self.engine.call(container.free_at, lambda: self._go_on(instance, job))
 
     # ---- zygotes -------------------------------------------------------------------------------------------
 
     def _start_zygote(self, action: act.StartZygote, now: float) -> None:
+        """What it imports, and so how long that takes and what it holds, is what its functions need together;
+        what of it they share is not known, and the most that one of them needs is taken for all."""
         site = self._sites[action.node]
-        of = [f.costs for f in self._functions if f.libraries == action.libraries and f.forkable]
-        import_s = max((costs.import_s for costs in of), default=0.0) * site.node.load_factor
-        size = max((costs.libraries_bytes or costs.imported_bytes for costs in of), default=0)
+        wanted = set(action.revisions)
+        of = [f for f in self._functions if f.revision in wanted]
+        import_s = max((f.costs.import_s for f in of), default=0.0) * site.node.load_factor
+        size = max((f.costs.libraries_bytes or f.costs.imported_bytes for f in of), default=0)
+        tenant = of[0].tenant if of else ""
         job = Job(import_s, lambda: self._zygote_ready(action.zygote))
-        self._zygotes[action.zygote] = site, action.libraries, job, now, size
+        modules = {f.modules for f in of}
+        self._zygotes[action.zygote] = _Zygote(site, (tenant, action.libraries), modules, job, size, now)
         site.loads.resume(job)
 
-    def _zygote_ready(self, zygote: str) -> None:
-        site, libraries, job, _, size = self._zygotes[zygote]
-        site.zygotes[libraries] = zygote
-        self._engine.feed(ev.ZygoteReady(zygote=zygote, import_s=job.spent_s, bytes=size))
+    def _zygote_ready(self, name: str) -> None:
+        zygote = self._zygotes.get(name)
+        if zygote is None:
+            return  # it was ended at this very moment
+        zygote.site.zygotes[zygote.libraries] = name
+        self.engine.feed(ev.ZygoteReady(zygote=name, import_s=zygote.job.spent_s, bytes=zygote.size))
 
     def _end_zygote(self, action: act.EndZygote, now: float) -> None:
-        site, libraries, job, since, size = self._zygotes.pop(action.zygote)
-        site.loads.suspend(job)
-        if site.zygotes.get(libraries) == action.zygote:
-            del site.zygotes[libraries]
-        gone = now + site.node.end_s + size * site.node.end_s_per_byte
-        self._tally.held(size, since, gone)
-        self._engine.post(gone, ev.ZygoteLost(zygote=action.zygote, reason="ended"))
+        zygote = self._zygotes.pop(action.zygote)
+        site = zygote.site
+        site.loads.suspend(zygote.job)
+        if site.zygotes.get(zygote.libraries) == action.zygote:
+            del site.zygotes[zygote.libraries]
+        gone = now + site.node.end_s + zygote.size * site.node.end_s_per_byte
+        self._shared.held_by_zygote(zygote.size, zygote.since, gone)
+        self.engine.post(gone, ev.ZygoteLost(zygote=action.zygote, reason="ended"))
 
     # ---- requests ------------------------------------------------------------------------------------------
 
@@ -313,27 +409,44 @@ class Containers:
         seconds = self._durations[request] if self._durations else costs.warm_s
         seconds *= node.inference_factor
         first_s = 0.0
-        if not instance.served and costs.warmup_s <= 0.0 and instance.price.origin is not Origin.CLONED:
+        if not instance.warmed:
             first_s = max(costs.first_s - costs.warm_s, 0.0) * node.inference_factor
+            instance.warmed = True
         instance.served += 1
         end = begin + first_s + seconds + node.hop_s
-        self._engine.post(
+        self.engine.post(
             end, ev.InvocationFinished(request=request, instance=instance.id, inference_s=first_s + seconds)
         )
         arrived = self._times[request]
         paid = max(0.0, instance.ready_at - max(arrived, instance.began)) + first_s
-        self._tally.served(arrived, action.start, end - arrived, seconds, self._loading_s[instance.function], paid)
-        self._harm(action.start, function.name, container, arrived, begin)
+        tally = self._tally_of[instance.function]
+        tally.served(arrived, action.start, end - arrived, seconds, self._loading_s[instance.function], paid)
+        if request in self._timeline.requests:
+            warming = 0.0
+            if instance.ready_at > arrived:  # what it waited for began with the container
+                warming = max(0.0, container.ready_at - max(arrived, container.created))
+            parts = action.start, warming, paid, seconds, end - arrived
+            self._timeline.calls.append(Call(request, instance.function, arrived, *parts))
+        self._harm(action.start, function.name, container, request, begin, tally)
+        if self.waits:
+            self.waits[request] = begin - arrived
 
-    def _harm(self, start: StartKind, name: str, container: _Container, arrived: float, begin: float) -> None:
-        """What guests did to this request, and whose container it is from now on."""
+    def _harm(
+        self, start: StartKind, name: str, container: _Container, request: int, begin: float, tally: Tally
+    ) -> None:
+        """What guests did to this request, and whose container it is from now on. Most functions that were pushed
+        out would have had to make way for somebody without guests, too: who asks for memory takes it from
+        others in any case."""
         self._takes(container, name)
+        concerned = start in _READY and container.last != name and name in container.former
         if name in self._pushed_out:
             self._pushed_out.discard(name)
-            if start not in _READY:
-                self._tally.harm(arrived, begin - arrived)
-        elif start in _READY and container.last != name and name in container.former and begin - arrived > 0.01:
-            self._tally.harm(arrived, begin - arrived)
+            concerned = start not in _READY
+        if concerned:
+            arrived = self._times[request]
+            waited = begin - arrived
+            if waited > _NOTICED_S and not (self._usual and self._usual[request] > _NOTICED_S):
+                tally.harm(arrived, waited)
         container.last = name
         if container.owner != name:
             container.former.add(container.owner)
@@ -349,7 +462,9 @@ class Containers:
 
     def _reject(self, action: act.Reject, now: float) -> None:
         self.settled += 1
-        self._tally.refused(self._times[action.request])
+        request = action.request
+        tally = self._tally_of[self._which[request]] if self._which else self._shared
+        tally.refused(self._times[request])
 
     def _costs(self, name: str) -> Costs:
         return self._functions[self._index[name]].costs

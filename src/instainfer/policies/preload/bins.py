@@ -92,8 +92,20 @@ def _bin(snapshot: Snapshot, container: ContainerView, copies: Copies, worth: Wo
     )
 
 
-def items_of(function: FunctionView, value_imported: float, value_loaded: float) -> tuple[Item, Item]:
-    """Its two items; libraries that are ready somewhere save nothing once more, but still weigh."""
+def items_of(function: FunctionView, value_imported: float, value_loaded: float) -> tuple[Item, ...]:
+    """Its two items; libraries that are ready somewhere save nothing once more, but still weigh. There are none of
+    a function that is loaded whole or not at all."""
+    if not function.imported_bytes and value_imported <= 0.0:
+        return (
+            Item(
+                function=function.name,
+                namespace=function.namespace,
+                level=Level.LOADED,
+                value=value_loaded,
+                weight=function.loaded_bytes,
+                mounts=function.mounts,
+            ),
+        )
     libraries = Item(
         function=function.name,
         namespace=function.namespace,

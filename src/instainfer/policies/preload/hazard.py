@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import inf
+
 from instainfer.model import Level
-from instainfer.policies.base import Bin, FunctionView, Item, Placement, Plan, Predictor, Preload, Snapshot
+from instainfer.policies.base import (
+    Assignment,
+    Bin,
+    FunctionView,
+    Item,
+    Placement,
+    Plan,
+    Predictor,
+    Preload,
+    Snapshot,
+)
+from instainfer.policies.predict.forecast import Forecast
 from instainfer.policies.preload.bins import Copies, bins_of, items_of, megabytes, this_turn
 
 #: How often to look again while values alone may change what is best. Timers are foreseen ten seconds ahead
@@ -26,10 +40,15 @@ class HazardPreload:
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
+        # Plans may follow each other by a twentieth of a second, and rates are what they cost: between two ticks
+        # only those are asked for again whose function was called.
+        self._rates: dict[str, float] = {}
+        self._last: dict[str, float | None] = {}
+        self._rated_at = -inf
 
     def plan(self, snapshot: Snapshot, forecast: Predictor, now: float) -> Plan:
         views = {view.name: view for view in snapshot.functions}
-        rates = {name: forecast.rate(name, now) for name in views}
+        rates = self._rated(views, forecast, now)
 
         def worth(function: str, level: Level) -> float:
             view = views.get(function)
@@ -40,12 +59,14 @@ class HazardPreload:
         if not wanted:
             return Plan()
         bins = bins_of(snapshot, copies, worth)
-        items: list[Item] = []
-        for view in wanted:
-            rate = rates[view.name]
-            if rate > 0.0:
+        candidates = [view for view in wanted if rates[view.name] > 0.0]
+        chosen: list[Assignment] = []
+        if _may_enter(candidates, rates, bins):
+            items: list[Item] = []
+            for view in candidates:
+                rate = rates[view.name]
                 items += items_of(view, rate * view.import_s, rate * view.load_s)
-        chosen = this_turn(snapshot, self.placement.place(bins, items))
+            chosen = this_turn(snapshot, self.placement.place(bins, items))
         preloads: list[Preload] = []
         for place, one in enumerate(chosen, 1):
             view, rate = views[one.function], rates[one.function]
@@ -58,7 +79,7 @@ class HazardPreload:
                     container=one.container,
                     displaced=one.displaced,
                     rule=f"expected {rate:.3g}/s, saves {saves:.2f} s, {megabytes(one.weight)}; "
-                    f"{rank} among {len(items) // 2} candidates",
+                    f"{rank} among {len(candidates)} candidates",
                     rate=rate,
                     probability=forecast.probability(one.function, now),
                     saves_s=saves,
@@ -72,11 +93,54 @@ class HazardPreload:
         )
         return Plan(preloads=tuple(preloads), wake_at=now + TICK_S if changes else None)
 
+    def _rated(self, functions: Iterable[str], forecast: Predictor, now: float) -> dict[str, float]:
+        """Arrivals per second of each, as of now or, where it was not called since, of the last tick."""
+        rates, last = self._rates, self._last
+        if not self._rated_at <= now < self._rated_at + TICK_S:
+            self._rated_at = now
+            rates = self._rates = {}
+            last = self._last = {}
+        last_of = forecast.base.last if isinstance(forecast, Forecast) else forecast.last
+        for name in functions:
+            called = last_of(name)
+            if name not in rates or last[name] != called:
+                last[name] = called
+                rates[name] = forecast.rate(name, now)
+        return rates
+
 
 def _saves(view: FunctionView, start: Level, level: Level) -> float:
     """Seconds that an arrival saves at `level` against `start`."""
     saved = view.import_s if start < Level.IMPORTED <= level else 0.0
     return saved + (view.load_s if start < Level.LOADED <= level else 0.0)
+
+
+def _may_enter(views: list[FunctionView], rates: dict[str, float], bins: list[Bin]) -> bool:
+    """Could the placement take one of these as things are? It fits somewhere, or is worth more than the cheapest
+    bytes that would have to go. In between two calls the answer is no, most of the time."""
+    rooms: dict[str, tuple[int, float]] = {}  # by namespace or only function: most free, least density held
+    there: set[str] = set()  # can be raised where they are
+    for bin in bins:
+        if bin.open:
+            key = bin.own or bin.namespace
+            free, cheapest = rooms.get(key, (-1, inf))
+            for held in bin.held:
+                cheapest = min(cheapest, held.value / (held.bytes or 1))
+                if held.level == Level.IMPORTED:
+                    there.add(held.function)
+            rooms[key] = max(free, bin.free), cheapest
+    for view in views:
+        least = view.imported_bytes if view.import_s > 0.0 else view.loaded_bytes
+        worth = rates[view.name] * (view.import_s + view.load_s)
+        if view.name in there:
+            return True
+        for key in (view.namespace, view.name):
+            if key in rooms:
+                free, cheapest = rooms[key]
+                # With more bytes to go than these its worth per byte only falls.
+                if least <= free or worth > cheapest * (least - free):
+                    return True
+    return False
 
 
 def _may_change(waiting: list[FunctionView], bins: list[Bin]) -> bool:
