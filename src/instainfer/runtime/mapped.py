@@ -154,7 +154,7 @@ def _numpy_refusal(
 def patch_joblib(joblib: ModuleType, interception: Interception) -> None:
     """Arrays are mapped one by one where joblib would read them into memory: its own `mmap_mode` gives memmaps
     inside estimators, keeps foreign byte orders and warns about compressed files."""
-    from joblib import numpy_pickle  # type: ignore[import-not-found]  # loaded with joblib, which called us
+    from joblib import numpy_pickle  # loaded with joblib, which called us
 
     wrapper = numpy_pickle.NumpyArrayWrapper
     original = wrapper.read_array

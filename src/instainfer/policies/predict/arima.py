@@ -83,10 +83,10 @@ def fit(series: Sequence[float]) -> Model:
         return plain
     try:
         import numpy as np
-        from statsmodels.tsa.arima.estimators.hannan_rissanen import (  # type: ignore[import-untyped] # has no types
+        from statsmodels.tsa.arima.estimators.hannan_rissanen import (
             hannan_rissanen,
         )
-        from statsmodels.tsa.arima.model import ARIMA  # type: ignore[import-untyped]
+        from statsmodels.tsa.arima.model import ARIMA
     except ModuleNotFoundError as error:  # something that it needs itself
         raise _missing() from error
     values = (np.asarray(series, float) - plain.mean) / scale  # a fit's tolerances are absolute

@@ -85,7 +85,7 @@ def grow(rows: list[tuple[Features, float]]) -> list[_Tree]:
     thread."""
     try:
         import numpy as np
-        from sklearn.ensemble import RandomForestRegressor  # type: ignore[import-untyped] # has no types
+        from sklearn.ensemble import RandomForestRegressor
     except ModuleNotFoundError as error:  # something that it needs itself
         raise _missing() from error
     seen = np.asarray([_single(of) for of, _ in rows], np.float32)
