@@ -52,7 +52,7 @@ def test_nothing_is_expected_of_a_function_never_seen(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(gaps=GAPS, idle=st.one_of(st.floats(0, 1e3), st.floats(0, 1e9)))
 def test_a_forecast_is_finite_and_a_probability_grows_with_its_horizon(
     name: str, gaps: list[float], idle: float
@@ -70,12 +70,24 @@ def test_a_forecast_is_finite_and_a_probability_grows_with_its_horizon(
     assert subject.probability("n/f", now, 0.0) == 0.0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in (*PREDICTORS, "forecast") if name not in FITTING])
 @settings(deadline=None)
 @given(gaps=GAPS, later=GAPS)
 def test_a_pickled_predictor_goes_on_as_the_first_would_have(
     name: str, gaps: list[float], later: list[float]
 ) -> None:
+    goes_on(name, gaps, later)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FITTING))
+@settings(deadline=None, max_examples=8)  # each fits models
+@given(gaps=GAPS, later=GAPS)
+def test_a_pickled_one_that_fits_goes_on_too(name: str, gaps: list[float], later: list[float]) -> None:
+    goes_on(name, gaps, later)
+
+
+def goes_on(name: str, gaps: list[float], later: list[float]) -> None:
     first = make(name)
     now = feed(first, gaps)
     first.rate("n/f", now)  # whatever is derived on demand must not make a difference

@@ -384,7 +384,7 @@ def test_requirement_files() -> None:
         ('network = "maybe"', "network", "true or false"),
         ('isolation = "none"', "isolation = 'none'", "strict"),
         ('device = "tpu"', "device = 'tpu'", "cpu"),
-        ("batch = 4", "batch", "concurrency"),
+        ("batch = 0", "batch", "1 to 1024"),
         ("requirements = [1]", "requirements", "list"),
         ('requirements = "absent.txt"', "absent.txt", "list"),
         ('sample = "absent.json"', "absent.json", "file"),

@@ -27,6 +27,7 @@ from instainfer.work import Work
 
 PREFIX = "/instainfer/v1"
 LONGEST_WAIT_S = 60.0
+MOST_SKIPPED = 1 << 40  # a number that every database can count to
 
 
 class Metrics(Response):
@@ -285,7 +286,7 @@ def application(
         namespace: str | None = None,
         function: str | None = None,
         limit: Annotated[int, Query(ge=1, le=2000)] = 50,
-        skip: Annotated[int, Query(ge=0)] = 0,
+        skip: Annotated[int, Query(ge=0, le=MOST_SKIPPED)] = 0,
         since: float | None = None,
         upto: float | None = None,
     ) -> dict[str, Any]:
@@ -333,7 +334,7 @@ def application(
         namespace: str | None = None,
         state: JobState | None = None,
         limit: Annotated[int, Query(ge=1, le=2000)] = 50,
-        skip: Annotated[int, Query(ge=0)] = 0,
+        skip: Annotated[int, Query(ge=0, le=MOST_SKIPPED)] = 0,
     ) -> dict[str, Any]:
         """Requests that are answered later, newest first; `?state=dead` are the dead letters."""
         namespace = within(who, namespace)

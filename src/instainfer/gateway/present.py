@@ -92,7 +92,8 @@ def function(spec: FunctionSpec, measured: Profile | None, known: FunctionState 
         "requirements": list(spec.requirements),
         "sample": spec.sample,
         "created": spec.wall,
-        "profile": profile(measured, known.costs if known and known.spec.revision == spec.revision else None),
+        "profile": profile(measured),
+        "production": profile(measured, known.costs) if known and known.spec.revision == spec.revision else None,
         "state": "cold" if known is None else level(known),
         "pinned": known is not None and known.pinned,
     }
