@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,21 +24,24 @@ def directory() -> Path | None:
     return Path(runtime) / "instainfer" if runtime else None
 
 
-def publish(port: int, admin: Path) -> Path | None:
-    """Leave the link; None where it cannot be left, which costs no more than a key on the command line."""
+def publish(port: int, admin: Path) -> None:
+    """Leave the link, if that can be: without it one needs a key, or --data-dir, on the command line."""
     folder = directory()
     if folder is None:
-        return None
+        return
     link = folder / f"{port}.sock"
-    try:
+    with suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.glob("*.sock"):  # by servers that were killed
             if left == link or left.readlink() == admin or not left.exists():
                 left.unlink(missing_ok=True)
         link.symlink_to(admin)
-    except OSError:
-        return None
-    return link
+
+
+def withdraw(port: int) -> None:
+    if (folder := directory()) is not None:
+        with suppress(OSError):
+            (folder / f"{port}.sock").unlink(missing_ok=True)
 
 
 def find(url: str) -> Path | None:

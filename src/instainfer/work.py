@@ -64,16 +64,18 @@ class Work:
     async def start(self) -> None:
         """Go on with what an earlier server was given. What it was running ended with it."""
         for job in await asyncio.to_thread(self._store.unfinished_jobs):
-            if job.state is JobState.RUNNING:
-                attempts = job.attempts
-                lost = replace(attempts[-1], ended=self._clock.wall(), status="unavailable") if attempts else None
-                job = replace(
-                    job, state=JobState.WAITING, attempts=(*attempts[:-1], lost) if lost is not None else ()
-                )
-            self._remember(job)
-            self._queue(job)
+            self._take_up(job)
         if self._open:
             log.info("going on with %d jobs", len(self._open))
+
+    def _take_up(self, job: Job) -> Job:
+        """One that is in the store alone: nobody runs it."""
+        if job.state is JobState.RUNNING:
+            lost = replace(job.attempts[-1], ended=self._clock.wall(), status="unavailable")
+            job = replace(job, state=JobState.WAITING, attempts=(*job.attempts[:-1], lost))
+        self._remember(job)
+        self._queue(job)
+        return job
 
     def stop(self) -> None:
         """No further attempts; what runs is the controller's to drain."""
@@ -82,13 +84,11 @@ class Work:
             self._timer.cancel()
 
     async def settle(self) -> None:
-        """Wait until what has ended is written."""
+        """Wait until what has ended is written; whoever waits for an answer is told that there is none yet."""
         while self._tasks:
             await asyncio.wait(self._tasks)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._open)
+        for id in tuple(self._watchers):
+            self._tell(self._open[id])
 
     # ---- what callers do -----------------------------------------------------------------------------------
 
@@ -98,15 +98,14 @@ class Work:
         if self._stopping:
             raise Unavailable("the server is stopping", hint="send it again", retry_after_s=5)
         if not key:
-            return await self._accept(self._new(spec, content_type, body), body)
+            return await self._commit(self._new(spec, content_type, body))
         # One after the other: whoever comes second must not be told of a job that is not committed.
         place = (spec.namespace, spec.name, key)
         async with self._locks.setdefault(place, asyncio.Lock()):
             digest = _digest(content_type, body)
             known = await self._by_key(place)
             if known is None:
-                new = replace(self._new(spec, content_type, body), key=key, digest=digest)
-                return await self._accept(new, body)
+                return await self._commit(replace(self._new(spec, content_type, body), key=key, digest=digest))
         if known.digest != digest:
             raise Conflict(
                 f"the idempotency key {key!r} was used with another body",
@@ -115,7 +114,11 @@ class Work:
             )
         return known
 
-    async def _accept(self, job: Job, body: bytes) -> Job:
+    async def _commit(self, job: Job) -> Job:
+        """To the end, even if its caller goes away meanwhile: what is in the store and what is held here agree."""
+        return await asyncio.shield(asyncio.ensure_future(self._accept(job)))
+
+    async def _accept(self, job: Job) -> Job:
         if self._counts.get(job.namespace, 0) >= self._most:
             raise Overloaded(
                 f"{self._most} jobs of namespace {job.namespace!r} wait already",
@@ -126,7 +129,7 @@ class Work:
         function = job_function(job)
         at_once = self._running.get(function, 0) < AT_ONCE and not self._ready.get(function)
         if at_once:
-            self._running[function] = self._running.get(function, 0) + 1
+            self._enter(function)
             job = replace(
                 job, state=JobState.RUNNING, attempts=(Attempt(began=job.created, ended=0.0, status=""),)
             )
@@ -140,7 +143,7 @@ class Work:
                 self._leave(function)
             raise
         if at_once:
-            self._task(self._run(job, body))
+            self._task(self._run(job, job.body))
         else:
             self._queue(job)
         return job
@@ -169,7 +172,7 @@ class Work:
             attempts=(Attempt(began=ticket.wall, ended=0.0, status=""),),
         )
         self._remember(job)
-        self._running[job_function(job)] = self._running.get(job_function(job), 0) + 1
+        self._enter(job_function(job))
 
         async def commit() -> Job:
             await self._commits.save(job)
@@ -181,7 +184,7 @@ class Work:
         """An adopted one was answered."""
         job = self._open.get(ticket.activation)
         if job is not None:
-            self._task(self._finish(job, ticket, None))
+            self._task(self._finish(job, ticket, ticket.error))
 
     async def find(self, id: str) -> Job:
         """As it is now, with its answer once it is over. Raises NotFound."""
@@ -213,7 +216,12 @@ class Work:
 
     async def _by_key(self, place: tuple[str, str, str]) -> Job | None:
         id = self._keys.get(place)
-        return self._open[id] if id is not None else await asyncio.to_thread(self._store.job_by_key, *place)
+        if id is not None:
+            return self._open[id]
+        found = await asyncio.to_thread(self._store.job_by_key, *place)
+        if found is None or found.over:
+            return found
+        return self._take_up(found)  # its commit worked, but the connection broke before we heard of it
 
     def _queue(self, job: Job) -> None:
         if job.due > self._clock.wall():
@@ -246,7 +254,7 @@ class Work:
         ready = self._ready.get(function)
         while ready and self._running.get(function, 0) < AT_ONCE and not self._stopping:
             job = self._open[ready.popleft()]
-            self._running[function] = self._running.get(function, 0) + 1
+            self._enter(function)
             self._task(self._run(job, None))
         if not ready:
             self._ready.pop(function, None)
@@ -295,9 +303,7 @@ class Work:
         self._leave(function)
         if job.over:
             self._forget(job)
-            for watcher in self._watchers.pop(job.id, ()):
-                if not watcher.done():
-                    watcher.set_result(job)
+            self._tell(job)
         else:
             self._open[job.id] = job
             if not self._stopping:
@@ -320,6 +326,14 @@ class Work:
                 wait = min(2 * wait, 5.0)
             else:
                 return
+
+    def _tell(self, job: Job) -> None:
+        for watcher in self._watchers.pop(job.id, ()):
+            if not watcher.done():
+                watcher.set_result(job)
+
+    def _enter(self, function: str) -> None:
+        self._running[function] = self._running.get(function, 0) + 1
 
     def _leave(self, function: str) -> None:
         self._running[function] -= 1

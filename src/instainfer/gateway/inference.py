@@ -32,9 +32,9 @@ from instainfer.errors import (
     WrongMethod,
 )
 from instainfer.gateway import present
-from instainfer.gateway.access import OWNER, Principal
+from instainfer.gateway.access import Principal, who_asks
 from instainfer.gateway.health import Health
-from instainfer.gateway.invoke import ClientGone, Invoke, Response
+from instainfer.gateway.invoke import ClientGone, Invoke, Response, read
 from instainfer.gateway.problems import render
 from instainfer.model import FunctionSpec, Role, Tensor
 from instainfer.runtime.payloads import TENSORS
@@ -67,7 +67,6 @@ class Inference:
         self._hot = hot
         self._health = health
         self._controller: Controller = hot.controller
-        self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -80,7 +79,7 @@ class Inference:
         await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
 
     async def _answer(self, scope: Any, receive: Any) -> Response:
-        who: Principal = scope.get("principal", OWNER)
+        who = who_asks(scope)
         parts = [part for part in scope["path"][len(PREFIX) :].split("/") if part]
         if not scope["path"].startswith(PREFIX + "/") and scope["path"] != PREFIX:
             raise _nowhere(scope["path"])
@@ -197,28 +196,10 @@ class Inference:
             kind += f"; encoding={encoding}; limit={self._hot.max_body}"
         if header is not None:
             kind += f"; header={header + (0 if encoding else -header % ALIGNED)}"
-        answered: asyncio.Future[None] = self._loop.create_future()
-
-        def done(_: Ticket) -> None:
-            if not answered.done():
-                answered.set_result(None)
-
-        traceparent = _traceparent(scope["headers"]) if self._hot.traced else ""
-        ticket = self._hot.submit(spec, kind, body, done, traceparent=traceparent)
-        if not ticket.instance and not answered.done():
-            await self._wait(ticket, answered, receive)
-        await answered
+        ticket, answered = self._hot.begin(spec, kind, body, scope["headers"])
+        if not answered.done():
+            await self._hot.wait(ticket, answered, receive)
         return self._response(ticket)
-
-    async def _wait(self, ticket: Ticket, answered: asyncio.Future[None], receive: Any) -> None:
-        """Until it is answered; should the caller go away while it waits for an instance, it is taken back."""
-        gone = asyncio.ensure_future(receive())
-        try:
-            await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not answered.done():
-                self._controller.cancel(ticket)
-        finally:
-            gone.cancel()
 
     def _response(self, ticket: Ticket) -> Response:
         status, headers, body = self._hot.response(ticket)
@@ -239,21 +220,12 @@ class Inference:
 
     async def _body(self, scope: Any, receive: Any, limit: int, header: int | None = None) -> bytes:
         """All of it, with blanks behind its header of `header` bytes up to a multiple of ALIGNED."""
-        for key, value in scope["headers"]:
-            if key == b"content-length" and int(value) > limit:
-                raise _too_large(limit)
-        parts: list[bytes | memoryview] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise _too_large(limit)
-            more = message.get("more_body", False)
+        found = await read(scope, receive, limit)
+        if found is None:
+            raise _too_large(limit)
+        parts: list[bytes | memoryview] = [*found]
         if header is not None:
+            size = sum(map(len, parts))
             if header > size:
                 raise BadInput(f"{HEADER.decode()} is {header}, and the body has {size} bytes")
             _pad(parts, header)
@@ -414,10 +386,6 @@ def _wishes(headers: list[tuple[bytes, bytes]]) -> tuple[int | None, str]:
             elif encoding not in ("", "gzip", "deflate"):
                 raise BadInput(f"the encoding {encoding[:40]!r} is not offered; gzip and deflate are")
     return header, encoding
-
-
-def _traceparent(headers: list[tuple[bytes, bytes]]) -> str:
-    return next((value.decode("latin-1") for name, value in headers if name == b"traceparent"), "")
 
 
 def _pad(parts: list[bytes | memoryview], header: int) -> None:

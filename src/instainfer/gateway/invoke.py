@@ -13,7 +13,7 @@ from typing import Any
 from instainfer.books import Ticket
 from instainfer.controller import Controller
 from instainfer.errors import BadInput, InstaInferError, NotFound, TooLarge, Unavailable, WrongMethod
-from instainfer.gateway.access import OWNER, Access, Principal
+from instainfer.gateway.access import Access, Principal, who_asks
 from instainfer.gateway.problems import render
 from instainfer.model import FunctionSpec, Job
 from instainfer.work import Work, error_of
@@ -21,7 +21,8 @@ from instainfer.work import Work, error_of
 PREFIX = "/f/"
 LONGEST_KEY = 255
 
-Response = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
+Headers = list[tuple[bytes, bytes]]
+Response = tuple[int, Headers, bytes]  # status, headers, body
 
 
 class Invoke:
@@ -44,8 +45,7 @@ class Invoke:
             if key or later:
                 await _send(send, *await self._durable(spec, content_type, body, key, later=later))
                 return
-            traceparent = _traceparent(scope["headers"]) if self.traced else ""
-            ticket, answered = self._begin(spec, content_type, body, traceparent)
+            ticket, answered = self.begin(spec, content_type, body, scope["headers"])
         except InstaInferError as refused:
             await _send(send, *render(refused))
             return
@@ -55,10 +55,10 @@ class Invoke:
         if not answered.done():
             ticket.chunk = lambda _, kind, body: parts.put_nowait((kind, body))
             answered.add_done_callback(lambda _: parts.put_nowait(None))
-            waiting = asyncio.ensure_future(self._wait(ticket, answered, receive))
+            waiting = asyncio.ensure_future(self.wait(ticket, answered, receive))
             first = await parts.get()
             if first is not None:
-                await self._stream(ticket, first, parts, send)
+                await self._stream(ticket, *first, parts, send)
                 waiting.cancel()
                 return
             await waiting
@@ -67,16 +67,15 @@ class Invoke:
     async def _stream(
         self,
         ticket: Ticket,
-        part: tuple[str, bytes] | None,
+        kind: str,
+        first: bytes,
         parts: asyncio.Queue[tuple[str, bytes] | None],
         send: Any,
     ) -> None:
-        assert part is not None
-        kind = part[0]
         await send({"type": "http.response.start", "status": 200, "headers": self.streamed(ticket, kind)})
-        while part is not None:
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        while (part := await parts.get()) is not None:
             await send({"type": "http.response.body", "body": part[1], "more_body": True})
-            part = await parts.get()
         whole, last = last_part(kind, ticket)
         if not whole:
             raise ConnectionAbortedError("a stream broke off")  # the server closes the connection: it shows there
@@ -98,8 +97,10 @@ class Invoke:
         """The response to a request that is committed before it runs: with a key, or to be answered later."""
         self.access.charge(spec.namespace)
         job = await self.work.accept(spec, content_type, body, key=key)
-        replayed = job.over
-        return accepted(job) if later else outcome(await self.work.result(job), replayed=replayed)
+        if later:
+            return accepted(job)
+        done = await self.work.result(job)
+        return outcome(done, replayed=job.over) if done.over else accepted(done)
 
     def response(self, ticket: Ticket) -> Response:
         """Status, headers and body of an answered one."""
@@ -160,36 +161,18 @@ class Invoke:
             key = path[len(PREFIX) :]
             said = f"{method} is not how a function is called"
             raise WrongMethod(said, hint="use POST", function=key, phase="request")
-        spec = self.find(scope.get("principal", OWNER), path, 0)
-        content_type, length = "", 0
-        for key, value in scope["headers"]:
-            if key == b"content-type":
-                content_type = value.decode("latin-1")
-            elif key == b"content-length":
-                length = int(value)
-        if length > self.max_body:
+        spec = self.find(who_asks(scope), path, 0)
+        content_type = header(scope["headers"], b"content-type")
+        parts = await read(scope, receive, self.max_body)
+        if parts is None:
             raise self._too_large(spec.key)
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if message.get("more_body"):
-            parts = [body]
-            size = len(body)
-            while message.get("more_body"):
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > self.max_body:
-                    raise self._too_large(spec.key)
-            body = b"".join(parts)
-        elif message["type"] == "http.disconnect":
-            raise ClientGone
-        return spec, content_type, body
+        return spec, content_type, parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _begin(
-        self, spec: FunctionSpec, content_type: str, body: bytes, traceparent: str
+    def begin(
+        self, spec: FunctionSpec, content_type: str, body: bytes, headers: Headers
     ) -> tuple[Ticket, asyncio.Future[None]]:
+        """Accept a request; the future is done when it is answered. Raises OverQuota."""
+        traceparent = header(headers, b"traceparent") if self.traced else ""
         answered: asyncio.Future[None] = self._loop.create_future()
 
         def done(_: Ticket) -> None:
@@ -207,8 +190,8 @@ class Invoke:
             hint="send less, or start the server with a larger server.max_body",
         )
 
-    async def _wait(self, ticket: Ticket, answered: asyncio.Future[None], receive: Any) -> None:
-        """Should the caller go away meanwhile, nobody needs the answer."""
+    async def wait(self, ticket: Ticket, answered: asyncio.Future[None], receive: Any) -> None:
+        """Until it is answered. Should the caller go away meanwhile, nobody needs the answer."""
         gone = asyncio.ensure_future(receive())
         try:
             await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -246,8 +229,33 @@ def _wishes(headers: list[tuple[bytes, bytes]]) -> tuple[str, bool]:
     return key, later
 
 
-def _traceparent(headers: list[tuple[bytes, bytes]]) -> str:
-    return next((value.decode("latin-1") for name, value in headers if name == b"traceparent"), "")
+def header(headers: Headers, name: bytes) -> str:
+    """Its last value; "" where it was not sent."""
+    found = ""
+    for key, value in headers:
+        if key == name:
+            found = value.decode("latin-1")
+    return found
+
+
+async def read(scope: Any, receive: Any, limit: int) -> list[bytes] | None:
+    """A request's body in the parts that it came in, one at least; None where it is over the limit. Raises
+    ClientGone."""
+    length = header(scope["headers"], b"content-length")
+    if length and int(length) > limit:
+        return None
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            return None
+        more = message.get("more_body", False)
+    return parts
 
 
 def accepted(job: Job) -> Response:

@@ -11,15 +11,13 @@ from fastapi import APIRouter, Body, Depends, Request
 
 from instainfer.deploy import check_name
 from instainfer.errors import BadInput
-from instainfer.gateway.access import OWNER, Access, Principal
+from instainfer.gateway.access import Access, Principal, who_asks
 from instainfer.model import Key, Quota, Role
 from instainfer.store.base import Store
 
 
 def caller(request: Request) -> Principal:
-    """Who asks, as the gate has found out."""
-    found: Principal = request.scope.get("principal", OWNER)
-    return found
+    return who_asks(request.scope)
 
 
 Caller = Annotated[Principal, Depends(caller)]

@@ -34,8 +34,9 @@ from instainfer.errors import (
     from_problem,
 )
 from instainfer.gateway import actions
-from instainfer.gateway.access import OWNER, Principal
+from instainfer.gateway.access import who_asks
 from instainfer.gateway.invoke import Invoke
+from instainfer.gateway.invoke import Response as Refusal
 from instainfer.model import Activation, FunctionSpec, Job, Role
 from instainfer.store.base import Answered, Store
 from instainfer.store.writer import BatchWriter
@@ -62,6 +63,14 @@ def failed(error: InstaInferError) -> tuple[int, dict[str, Any]]:
     said = text.get(type(error), "")
     details = "\n".join(part for part in (said, error.message, error.detail, error.hint) if part)
     return status, {"error": details, "code": error.code}
+
+
+def refused(error: NotAllowed) -> Refusal:
+    """Without a key, or with a wrong one."""
+    status, said = failed(error)
+    body = msgspec.json.encode(said)
+    length = (b"content-length", b"%d" % len(body))
+    return status, [(b"content-type", JSON.encode()), length, (b"www-authenticate", b"Basic")], body
 
 
 class OpenWhisk:
@@ -114,7 +123,7 @@ class OpenWhisk:
         )
 
     async def _namespaces(self, request: Request) -> Response:
-        who = _who(request)
+        who = who_asks(request.scope)
         if not who.everywhere:
             return JSONResponse([who.namespace])
         return JSONResponse(list(await asyncio.to_thread(self._store.namespaces)) or ["default"])
@@ -187,7 +196,7 @@ class OpenWhisk:
 
     async def _invoke(self, request: Request) -> Response:
         namespace, name = _of(request), request.path_params["name"]
-        spec = self._hot.find(_who(request), f"/f/{namespace}/{name}", 0)
+        spec = self._hot.find(who_asks(request.scope), f"/f/{namespace}/{name}", 0)
         body = await _body(request, self._hot.max_body)
         if body:
             _object(body)
@@ -333,14 +342,9 @@ async def _unknown(request: Request) -> Response:
     raise NotFound(f"{request.method} {request.url.path} is no address of this API")
 
 
-def _who(request: Request) -> Principal:
-    found: Principal = request.scope.get("principal", OWNER)
-    return found
-
-
 def _of(request: Request, role: Role = Role.INVOKE) -> str:
     """The namespace that a request is about; `_` is that of the key. Raises Forbidden."""
-    who, namespace = _who(request), str(request.path_params["namespace"])
+    who, namespace = who_asks(request.scope), str(request.path_params["namespace"])
     if namespace == "_":
         namespace = who.namespace or "default"
     try:

@@ -7,15 +7,14 @@ import contextlib
 import fcntl
 import functools
 import gc
-import json
 import logging
 import os
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -199,12 +198,8 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         shadows=beside,
     )
     admin = data / "admin.sock"
-
-    def locked() -> None:
-        link = door.publish(listening.getsockname()[1], admin.absolute())
-        if link is not None:
-            stack.callback(link.unlink, missing_ok=True)
-
+    locked = functools.partial(door.publish, listening.getsockname()[1], admin.absolute())
+    stack.callback(door.withdraw, listening.getsockname()[1])
     if access.asked:
         locked()
     work = Work(controller, store, clock, attempts=settings.limits.attempts, most=settings.limits.jobs)
@@ -214,7 +209,12 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     whisk = OpenWhisk(hot, deployer, store, writer, api_host=url(listening))
     v2 = inference.Inference(hot, health)
     management = manage.application(health, deployer, access, work, locked, max_package=256_000_000)
-    app = _router({invoke.PREFIX: hot, openwhisk.PREFIX: whisk.application(), inference.PREFIX: v2}, management)
+    faces = (
+        Face(invoke.PREFIX, hot, render),
+        Face(openwhisk.PREFIX, whisk.application(), openwhisk.refused),
+        Face(inference.PREFIX, v2, inference.failed),
+        Face("", management, render),
+    )
     admin.unlink(missing_ok=True)
     local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)  # the admin socket asks for no key: it is this user's alone
@@ -223,9 +223,10 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     finally:
         os.umask(old)
     stack.callback(admin.unlink, missing_ok=True)
-    for face, bound, asks in ((_gate(app, access), listening, True), (app, local, False)):
+    for bound, asks in ((listening, True), (local, False)):
         direct = functools.partial(Protocol, hot=hot, asks=asks)
-        connections = await stack.enter_async_context(serving(face, bound, http=direct, access_log=False))
+        app = _router(faces, access if asks else None)
+        connections = await stack.enter_async_context(serving(app, bound, http=direct, access_log=False))
         sweeping = asyncio.create_task(_sweep(connections, settings.limits.read_s))
         stack.callback(sweeping.cancel)
     pruning = asyncio.create_task(_prune(store, settings, clock))
@@ -284,41 +285,34 @@ async def _republish(store: SqlStore, deployer: Deployer, controller: Controller
             await controller.ask(lambda token, key=key: ev.PinChanged(token=token, function=key, pinned=True))  # type: ignore[misc]
 
 
-def _router(faces: Mapping[str, App], management: App) -> App:
-    """`faces`: by the beginning of their paths."""
+class Face(NamedTuple):
+    """Who answers below a path, and how it says no."""
 
-    async def route(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            for prefix, face in faces.items():
-                if scope["path"].startswith(prefix):
-                    return await face(scope, receive, send)
-        return await management(scope, receive, send)
-
-    return route
+    prefix: str
+    app: App
+    refuse: Callable[[NotAllowed], invoke.Response]
 
 
-def _gate(app: App, access: Access) -> App:
-    """Ask for a key, where there are any, in front of everything but health; `principal` of the scope is whose."""
+def _router(faces: Sequence[Face], access: Access | None) -> App:
+    """To the first face whose prefix fits. With `access` a key is asked for, where there are any, by all but the
+    paths of health; `principal` of the scope is whose it is."""
     open_paths = {"/livez", "/readyz", "/healthz"}
 
-    async def gate(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["path"] in open_paths:
-            return await app(scope, receive, send)
-        try:
-            who = access.who(dict(scope["headers"]).get(b"authorization", b""))
-        except NotAllowed as error:
-            status, headers, body = render(error)
-            if scope["path"].startswith(openwhisk.PREFIX):
-                body = json.dumps(openwhisk.failed(error)[1]).encode()
-                headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Basic")]
-            elif scope["path"].startswith(inference.PREFIX):
-                status, headers, body = inference.failed(error)
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-            return None
-        return await app({**scope, "principal": who}, receive, send)
+    async def route(scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        face = next(face for face in faces if path.startswith(face.prefix))
+        if access is not None and scope["type"] == "http" and path not in open_paths:
+            try:
+                who = access.who(dict(scope["headers"]).get(b"authorization", b""))
+            except NotAllowed as error:
+                status, headers, body = face.refuse(error)
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+                return
+            scope = {**scope, "principal": who}
+        await face.app(scope, receive, send)
 
-    return gate
+    return route
 
 
 @contextlib.contextmanager

@@ -1,0 +1,166 @@
+"""Durable work against a store of its own and a controller that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, cast
+
+import pytest
+
+from instainfer.books import Ticket
+from instainfer.controller import Controller
+from instainfer.errors import InstaInferError, InstanceCrashed, InvocationFailed
+from instainfer.model import Attempt, FunctionSpec, Job, JobState, Style
+from instainfer.store.sql import SqlStore
+from instainfer.work import Work, error_of
+
+SPEC = FunctionSpec(
+    namespace="n", name="f", version=1, digest="sha256:00", style=Style.MODULE, entry="main:handler",
+    memory=1, timeout_s=1.0, concurrency=1, environment="", python="3.11",
+)  # fmt: skip
+KEY = "k"
+
+
+class Clock:
+    def now(self) -> float:
+        return 0.0
+
+    def wall(self) -> float:
+        return 1000.0
+
+
+class Obedient:
+    """A controller that answers when told to, each request with its own body."""
+
+    def __init__(self) -> None:
+        self.specs = {SPEC.key: SPEC}
+        self.under_way: list[Ticket] = []
+        self.sent = asyncio.Event()
+
+    def submit(
+        self,
+        spec: FunctionSpec,
+        content_type: str,
+        body: bytes,
+        done: Callable[[Ticket], None],
+        *,
+        activation: str,
+    ) -> Ticket:
+        ticket = Ticket(len(self.under_way) + 1, spec, content_type, body, done)
+        ticket.activation = activation
+        self.under_way.append(ticket)
+        self.sent.set()
+        return ticket
+
+    async def one(self) -> Ticket:
+        while not self.under_way:
+            self.sent.clear()
+            await self.sent.wait()
+        return self.under_way.pop(0)
+
+    def finish(self, ticket: Ticket, error: InstaInferError | None = None) -> None:
+        ticket.error = error
+        ticket.answer = None if error else ("text/plain", ticket.body)
+        ticket.done(ticket)
+
+
+@pytest.fixture
+def store() -> Iterator[SqlStore]:
+    made = SqlStore("sqlite://")
+    yield made
+    made.close()
+
+
+def play(store: SqlStore, scenario: Callable[[Work, Obedient], Coroutine[Any, Any, None]]) -> None:
+    async def run() -> None:
+        controller = Obedient()
+        work = Work(cast(Controller, controller), store, Clock(), attempts=2, most=100)
+        async with asyncio.timeout(20):
+            await scenario(work, controller)
+        work.stop()
+        for ticket in controller.under_way:
+            controller.finish(ticket, InvocationFailed("the scenario is over"))
+        await work.settle()
+
+    asyncio.run(run())
+
+
+def begun() -> Job:
+    """As one is in the store whose server went away, or whose commit nobody heard of."""
+    return Job(
+        id="old", namespace="n", function="f", content_type="", body=b"in", created=1.0, key=KEY,
+        digest=hashlib.sha256(b"\0in").hexdigest(), state=JobState.RUNNING,
+        attempts=(Attempt(began=1.0, ended=0.0, status=""),),
+    )  # fmt: skip
+
+
+def test_what_a_request_that_was_adopted_failed_with_is_kept(store: SqlStore) -> None:
+    async def scenario(work: Work, controller: Obedient) -> None:
+        ticket = controller.submit(SPEC, "", b"in", work.ended, activation="a1")
+        job = await work.adopt(ticket, b"in")
+        controller.finish(ticket, InvocationFailed("no good"))
+        over = await work.result(job)
+        assert over.state is JobState.DONE
+        assert over.attempts[-1].status == "invocation_failed"
+        assert isinstance(error_of(over), InvocationFailed)
+        assert store.job("a1").problem == over.problem
+
+    play(store, scenario)
+
+
+def test_a_commit_that_nobody_heard_of_is_found_by_its_key(store: SqlStore) -> None:
+    """The connection broke behind it: the caller was refused, and comes again."""
+    store.save_jobs([begun()])
+
+    async def scenario(work: Work, controller: Obedient) -> None:
+        job = await work.accept(SPEC, "", b"in", key=KEY)
+        assert job.id == "old"
+        controller.finish(await controller.one())
+        over = await work.result(job)
+        assert (over.answer, [one.status for one in over.attempts]) == (b"in", ["unavailable", "ok"])
+
+    play(store, scenario)
+
+
+def test_what_an_earlier_server_had_begun_goes_on(store: SqlStore) -> None:
+    store.save_jobs([begun()])
+
+    async def scenario(work: Work, controller: Obedient) -> None:
+        await work.start()
+        ticket = await controller.one()
+        assert ticket.body == b"in"
+        controller.finish(ticket)
+        assert (await work.result(await work.find("old"))).answer == b"in"
+
+    play(store, scenario)
+
+
+def test_a_caller_that_goes_away_takes_nothing_back(store: SqlStore) -> None:
+    async def scenario(work: Work, controller: Obedient) -> None:
+        asking = asyncio.ensure_future(work.accept(SPEC, "", b"in"))
+        await asyncio.sleep(0)  # it has begun
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        ticket = await controller.one()
+        controller.finish(ticket)
+        job = await work.find(ticket.activation)
+        assert (await work.result(job)).answer == b"in"
+
+    play(store, scenario)
+
+
+def test_whoever_waits_when_the_server_stops_is_told_that_it_is_not_over(store: SqlStore) -> None:
+    async def scenario(work: Work, controller: Obedient) -> None:
+        job = await work.accept(SPEC, "", b"in", key=KEY)
+        waiting = asyncio.ensure_future(work.result(job))
+        ticket = await controller.one()
+        work.stop()
+        controller.finish(ticket, InstanceCrashed("its server ends"))
+        await work.settle()
+        assert (await waiting).state is JobState.WAITING
+        assert store.job(job.id).state is JobState.WAITING
+
+    play(store, scenario)
