@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 
 from instainfer.errors import BadSettings
-from instainfer.units import MB, parse_bytes, parse_seconds
+from instainfer.units import MB, listed, parse_bytes, parse_seconds
 
 Size = Annotated[int, msgspec.Meta(ge=0, extra={"reader": parse_bytes})]
 Seconds = Annotated[float, msgspec.Meta(ge=0, extra={"reader": parse_seconds})]
@@ -221,13 +220,10 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         raise BadSettings(f"{place} cannot be used", hint=str(error)) from None
 
 
-_COMMA = re.compile(r",(?![^(]*\))")  # not those in brackets, which are a name's own
-
-
 def _names(value: Any, place: str) -> Names:
     if isinstance(value, str):
         inner = value.strip().removeprefix("[").removesuffix("]")
-        value = [name.strip().strip("\"'") for name in _COMMA.split(inner)]
+        value = [name.strip("\"'") for name in listed(inner)]
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         raise BadSettings(f"{place} cannot be used", hint='write a list, such as ["tyche", "gdsf"], or tyche,gdsf')
     return tuple(name for name in value if name)

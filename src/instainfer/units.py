@@ -1,4 +1,4 @@
-"""How people write sizes and durations, both ways. The lowest layer: pure, imports nothing of ours."""
+"""How people write sizes, durations and lists. The lowest layer: pure, imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ for _power, _letter in enumerate("kmgt", start=1):
     _BYTES |= {f"{_letter}b": 1000**_power, f"{_letter}ib": 1024**_power, _letter: 1024**_power}
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", re.ASCII)
+_COMMA = re.compile(r",(?![^(]*\))")
 
 MB = 1_000_000  # what `_mb` in a key means: decimal, as `parse_bytes` reads it
 
@@ -35,6 +36,11 @@ def parse_seconds(text: str) -> float:
 def _split(text: str) -> tuple[float, str]:
     found = _NUMBER.fullmatch(text)
     return (float(found[1]), found[2].lower()) if found else (0.0, "?")
+
+
+def listed(text: str) -> list[str]:
+    """The parts between commas, none of them empty; commas in brackets are a part's own."""
+    return [part for part in map(str.strip, _COMMA.split(text)) if part]
 
 
 def say_mb(mb: float) -> str:

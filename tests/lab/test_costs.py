@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from instainfer.errors import BadInput
 from instainfer.lab.costs import costs_of, latencies_s, sizes_mb
+from instainfer.lab.simulate import Settings, of_trace
+from instainfer.traces.base import Trace
 
 
 def test_the_papers_models_are_taken_in_turn() -> None:
@@ -55,11 +58,37 @@ def test_a_profile_file_by_name_and_else_in_turn(tmp_path: Path) -> None:
         ([{"function": "f"}], "missing required field"),
         ([measured("f"), measured("g", load_ms=-1)], r"entry 1 \(g\)"),
         ([measured("f", memory_mb=0)], "below zero"),
+        ([measured("f", fork_ms=-1)], "below zero"),
+        ([measured("f", concurrency=0)], "below zero"),
     ],
 )
 def test_what_is_no_profile_file(tmp_path: Path, content: object, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         costs_of(["x"], written(tmp_path, content))
+
+
+def test_what_a_server_measured_of_zygotes_and_clones_is_simulated(tmp_path: Path) -> None:
+    """Two functions of one environment share its libraries; a third cannot be forked."""
+    shared = {"libraries": "n|env", "libraries_mb": 40, "fork_ms": 12, "forked_mb": 15, "imported_mb": 40}
+    path = written(
+        tmp_path,
+        [
+            measured("a", **shared, warmup_ms=30),  # type: ignore[arg-type] # a text among numbers
+            measured("b", **shared, clone_ms=9, cloned_mb=3, limit_mb=200, concurrency=2),  # type: ignore[arg-type]
+            measured("c", first_ms=25),
+        ],
+    )
+    trace = Trace(names=("x", "b", "z"), times=np.arange(6.0), functions=np.array([0, 1, 2] * 2, np.int32))
+    work = of_trace(trace, Settings(profiles=str(path)))
+    a, b, c = work.functions
+    assert (a.libraries, a.forkable, a.cloneable, a.memory, a.concurrency) == ("n|env", True, False, 75_000_000, 1)
+    assert (b.libraries, b.forkable, b.cloneable, b.memory, b.concurrency) == ("n|env", True, True, 200_000_000, 2)
+    assert (c.libraries, c.forkable, c.cloneable) == ("", False, False)
+    assert a.costs.libraries_bytes == 40_000_000 and a.costs.forked_bytes == 15_000_000
+    assert (a.costs.fork_s, b.costs.clone_s, b.costs.cloned_bytes) == (0.012, 0.009, 3_000_000)
+    assert (a.costs.first_s, b.costs.first_s, c.costs.first_s) == (0.03, 0.02, 0.025)
+    wide = of_trace(trace, Settings(profiles=str(path), headroom=1.0))
+    assert [one.memory for one in wide.functions] == [100_000_000] * 3
 
 
 def test_a_profile_file_that_is_missing(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from instainfer.policies.keepalive.hybrid import Hybrid
 from instainfer.policies.predict import arima, forest
 from instainfer.policies.predict.arima import Arima, Model, Series
 from instainfer.policies.predict.forest import Forest
+from instainfer.policies.predict.gaps import due
 from instainfer.policies.predict.histogram import IdleHistogram
 from instainfer.policies.registry import keep_alive, predictor
 
@@ -73,13 +74,10 @@ class TestKpss:
 
 class TestSchedule:
     @pytest.mark.parametrize(
-        ("count", "due"), [(1, 0), (7, 0), (8, 8), (15, 8), (16, 16), (63, 32), (64, 64), (127, 64), (200, 192)]
+        ("count", "fitted"), [(1, 0), (7, 0), (8, 8), (15, 8), (16, 16), (63, 32), (64, 64), (127, 64), (200, 192)]
     )
-    def test_a_model_is_due_ever_more_seldom_then_at_every_64(self, count: int, due: int) -> None:
-        series = Series()
-        for _ in range(count):
-            series.add(1.0)
-        assert series.due() == due
+    def test_a_model_is_due_ever_more_seldom_then_at_every_64(self, count: int, fitted: int) -> None:
+        assert due(count, arima.FEWEST, arima.REFIT) == fitted
 
     def test_before_the_eighth_it_is_mean_and_spread(self) -> None:
         series = Series()

@@ -24,7 +24,7 @@ from instainfer.policies import registry
 from instainfer.report import Written, commands, html, markdown, published, sections, write
 from instainfer.report.parts import Section
 from instainfer.report.policies import USUAL
-from instainfer.report.reading import Results, Spec, plain, read
+from instainfer.report.reading import Results, plain, read, spec_of, without
 
 from . import sample
 
@@ -527,10 +527,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_specs_of_policies() -> None:
-    assert Spec.of("tyche(p_load=0.1, p_offload=0.9)") == ("tyche", {"p_load": 0.1, "p_offload": 0.9})
-    assert Spec.of("tyche(<b>)") == ("tyche(<b>)", {})
-    assert Spec.of("tyche(p_load=0.1,p_offload=0.9)").without("p_load") == "tyche(p_offload=0.9)"
-    assert Spec.of("tyche").without("p_load") == "tyche"
+    assert spec_of("tyche(p_load=0.1, p_offload=0.9)") == ("tyche", {"p_load": 0.1, "p_offload": 0.9})
+    assert spec_of("tyche(<b>)") == ("tyche(<b>)", {})
+    assert without(spec_of("tyche(p_load=0.1,p_offload=0.9)"), "p_load") == "tyche(p_offload=0.9)"
+    assert without(spec_of("tyche"), "p_load") == "tyche"
 
 
 def test_published_systems_are_those_of_policies_that_there_are() -> None:

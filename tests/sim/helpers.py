@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from math import inf
 
 from instainfer.core import actions as act
 from instainfer.core import events as ev
@@ -15,7 +16,7 @@ from instainfer.policies import registry
 from instainfer.policies.predict.forecast import Forecast
 from instainfer.sim.costs import Node, Workload
 from instainfer.sim.engine import Engine
-from instainfer.sim.tally import Tally
+from instainfer.sim.tally import ByClass, Tally, Timeline
 from instainfer.sim.world import Containers
 
 MB = 1_000_000
@@ -90,6 +91,9 @@ class Run:
         keep_alive: str = "pressure",
         tick_s: float = 0.0,
         checked: bool = True,
+        tally: ByClass | None = None,
+        timeline: Timeline | None = None,
+        usual: Sequence[float] = (),
     ) -> None:
         chosen = registry.preload(mode)
         forecast = Forecast(registry.predictor(chosen.predictor))
@@ -97,7 +101,8 @@ class Run:
         self.seen: list[tuple[float, str]] = []
         self.tally = Tally(0.0, work.end)
         self.engine = Engine(_Checked(self) if checked else Platform(self.state), tick_s=tick_s)
-        self.world = Containers(self.engine, list(nodes), work, self.tally)
+        self.world = Containers(self.engine, list(nodes), work, tally or self.tally, timeline, usual)
+        self.world.waits.extend([inf] * len(work.times))
         self.engine.join(self.world)
         self.world.begin()
         self.engine.run(work.times, [work.functions[one].name for one in work.which], give_up_s=60.0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from instainfer.model import StartKind
+from instainfer.model import Function, StartKind
 from instainfer.policies import registry
+from instainfer.sim.tally import ByClass, Timeline
 
 from .helpers import MB, Run, function, mixed, node, workload
 
@@ -135,6 +138,106 @@ def test_zygotes_make_starts_shorter() -> None:
     assert any(name == "StartZygote" for _, name in with_one.seen)
     assert with_one.tally.starts[StartKind.FORKED] > 0
     assert only(with_one)["saved_fraction"] > only(without)["saved_fraction"]
+
+
+def sharing(name: str, **changes: object) -> Function:
+    """It may be forked: its libraries take 0.4 s of its load, and a fork of them 0.02 s."""
+    with_zygote = {"libraries": "torch", "forkable": True, "libraries_bytes": 50 * MB, "fork_s": 0.02}
+    return function(name, **(with_zygote | {"forked_bytes": 60 * MB} | changes))  # type: ignore[arg-type]
+
+
+def test_a_forked_start_takes_the_fork_and_holds_its_own_bytes() -> None:
+    """The zygote is imported when the node joins; then a start is a container, a fork and the model."""
+    run = Run(workload([sharing("t/a")], [(10.0, 0)], 100.0), node(memory=650 * MB, zygote_memory=60 * MB))
+    assert run.tally.starts[StartKind.FORKED] == 1
+    assert only(run)["e2e_mean_ms"] == pytest.approx(300.0 + 20.0 + 600.0 + 100.0)
+    assert next(iter(run.state.instances.values())).bytes == 60 * MB
+    ready = 0.05 + 0.4  # the first placement pass, and the import
+    assert only(run)["zygote_gb_s"] == pytest.approx(0.05 * (100.0 - 0.05), rel=1e-3)
+    assert only(run)["memory_gb_s"] == pytest.approx(0.05 * 99.95 + 0.3 * 90.0, rel=1e-3)
+    early = Run(
+        workload([sharing("t/a", memory=590 * MB)], [(ready - 0.2, 0)]),
+        node(memory=650 * MB, zygote_memory=60 * MB),
+    )
+    assert early.tally.starts[StartKind.FORKED] == 1  # the container took longer than the import
+    quick = Run(
+        workload([sharing("t/a", container_s=0.0)], [(ready - 0.3, 0)]),
+        node(memory=650 * MB, zygote_memory=60 * MB),
+    )
+    assert quick.tally.starts[StartKind.COLD] == 1
+
+
+def test_a_zygote_without_its_modules_is_none_of_its_own() -> None:
+    """b came later and imports more: until a further zygote has that, it starts from nothing."""
+    first, later = sharing("t/a", modules="m1"), sharing("t/b", modules="m2", import_s=0.6)
+    run = Run(workload([first], [(1.0, 0)], 1.0), node(memory=900 * MB, zygote_memory=120 * MB))
+    site = run.world._sites["n0"]
+    assert run.world._forks(first, site) and not run.world._forks(later, site)
+    assert not run.world._forks(sharing("other/a", modules="m1"), site)  # another namespace's
+    run.world.deploy(later)
+    run.engine.advance(3.0)
+    assert run.world._forks(first, site) and run.world._forks(later, site)
+    assert len(run.world._zygotes) == 1  # in place of the first
+
+
+def test_whoever_waits_is_the_warm_up() -> None:
+    """A demanded load makes no warm-up call: the request itself is the first inference, and pays for it. A
+    pre-load makes one, and a clone comes of a warm template."""
+    slow = function(first_s=0.5, warmup_s=0.5)
+    run = Run(workload([slow], [(10.0, 0), (100.0, 0)]), node())
+    assert only(run)["e2e_mean_ms"] * 2 == pytest.approx((300.0 + 1000.0 + 500.0) + 100.0)
+    copies = function(first_s=0.5, warmup_s=0.5, clone_s=0.05, cloned_bytes=10 * MB, cloneable=True, warm_s=30.0)
+    cloned = Run(workload([copies], [(10.0, 0), (41.0, 0), (41.1, 0)]), node(memory=2000 * MB))
+    assert cloned.tally.starts[StartKind.CLONED] == 1
+
+
+def test_a_timeline_shows_what_each_call_waited_for() -> None:
+    calls = [(10.0, 0), (11.0, 0), (100.0, 0)]
+    work = workload([function(first_s=0.3)], calls)
+    timeline = Timeline(range(3))
+    run = Run(work, node(), timeline=timeline)
+    cold, attached, warm = timeline.ordered()
+    assert (cold.request, cold.start, cold.function, cold.arrived_s) == (0, StartKind.COLD, 0, 10.0)
+    assert cold[4:] == pytest.approx((0.3, 1.0 + 0.2, 0.1, 1.6))
+    assert attached.start is StartKind.ATTACHED
+    assert attached[4:] == pytest.approx((0.0, 0.3, 0.1, 0.7))  # 0.3 s of the rest for the first call to end
+    assert warm[4:] == pytest.approx((0.0, 0.0, 0.1, 0.1))
+    assert run.tally.invocations == 3
+
+
+def test_each_class_has_a_tally_and_the_whole_is_their_sum() -> None:
+    work = mixed(end=1800.0)
+    of = [("timer", "random", "burst")[i % 3] for i in range(len(work.functions))]
+    tally = ByClass(("timer", "random", "burst", "none"), of, 0.0, work.end)
+    machine = node(memory=700 * MB, load_slots=1, end_s=0.01, destroy_s=0.05)
+    Run(work, machine, mode="hazard", tally=tally, checked=False)
+    one = Run(work, machine, mode="hazard", checked=False)
+    whole, parts = tally.total(), tally.tallies.values()
+    assert whole.row() == pytest.approx(only(one))
+    assert whole.starts == one.tally.starts
+    assert sum(part.invocations for part in parts) == len(work.times) - whole.rejected
+    assert tally.tallies["none"].row()["invocations"] == 0 and tally.tallies["burst"].memory_byte_s > 0.0
+
+
+def test_only_those_are_harmed_that_would_not_have_waited_without_guests() -> None:
+    functions = [
+        function("t/a", memory=260 * MB, loaded_bytes=120 * MB, first_s=1.5, warm_s=1.5),
+        function("t/b", memory=110 * MB, loaded_bytes=100 * MB, first_s=1.5, warm_s=1.5),
+    ]
+    calls = [*((200.0 * n, 0) for n in range(30)), *((200.0 * n + 100.0, 1) for n in range(30))]
+    work = workload(functions, calls)
+
+    def run(mode: str, memory: int, usual: Sequence[float] = ()) -> Run:
+        return Run(work, node(memory=memory), mode=mode, usual=usual)
+
+    pushed = run("hazard", 270 * MB).tally.harmed
+    assert pushed > 10
+    alone = run("none", 270 * MB)  # one container, which the other one always takes
+    assert min(alone.world.waits) > 1.0
+    assert run("hazard", 270 * MB, alone.world.waits).tally.harmed == 0
+    ample = run("none", 400 * MB)  # as if both were warm but for their first calls
+    assert sum(wait < 0.01 for wait in ample.world.waits) == 58
+    assert pushed - 2 <= run("hazard", 270 * MB, ample.world.waits).tally.harmed <= pushed
 
 
 def test_guests_that_push_an_owner_out_are_reported() -> None:

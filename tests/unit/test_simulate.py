@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from instainfer.cli import app
-from instainfer.cli.simulate import Missed
+from instainfer.cli.simulate import Missed, _measured
 from instainfer.errors import BadSettings
 from instainfer.lab import simulate as lab
 from instainfer.lab.costs import read_profiles
@@ -322,6 +322,26 @@ def test_a_servers_profiles_are_read_by_the_simulator(
     assert costs.import_s == pytest.approx(profile["import_ms"] / 1e3)
     assert costs.warmup_s == pytest.approx(profile["warmup_ms"] / 1e3)
     assert costs.loaded_bytes == round(profile["loaded_mb"] * 1e6)
+
+
+def test_libraries_and_clones_of_a_profile_are_exported() -> None:
+    path = {"used": True, "reason": ""}
+    profile = {**FUNCTION["profile"], "fork_ms": 11.0, "libraries_mb": 90.0, "clone_ms": 7.0}
+    function = {**FUNCTION, "environment": "", "python": "/usr/bin/python3", "memory_mb": 512.0, "concurrency": 4}
+    forked = _measured({**function, "profile": {**profile, "paths": {"zygote": path, "clone": path}}})
+    assert forked["libraries"] == "default|/usr/bin/python3"
+    assert (forked["fork_ms"], forked["clone_ms"], forked["limit_mb"], forked["concurrency"]) == (
+        11.0,
+        7.0,
+        512.0,
+        4,
+    )
+    apart = _measured({**function, "network": True, "profile": {**profile, "paths": {"zygote": path}}})
+    assert apart["libraries"] == "default+network|/usr/bin/python3" and "clone_ms" not in apart
+    plain = _measured(
+        {**function, "profile": {**profile, "paths": {"zygote": {"used": False, "reason": "tasks"}}}}
+    )
+    assert "libraries" not in plain
 
 
 def test_profiles_of_a_folder_that_is_not_there(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import typer
 from instainfer.cli.output import is_terminal, print_json, table
 from instainfer.cli.session import Session, Usage, command
 from instainfer.errors import BadInput, BadSettings
-from instainfer.units import parse_seconds, say_mb, say_ms
+from instainfer.units import listed, parse_seconds, say_mb, say_ms
 
 if TYPE_CHECKING:
     from instainfer.lab.simulate import Case, Settings
@@ -103,7 +103,6 @@ def simulate(
     The same policies as the server's, on a virtual clock: one row for each trace, policy and budget.
     """
     from instainfer.lab import simulate as lab
-    from instainfer.lab.specs import listed
     from instainfer.sim.pool import OnMiss
 
     settings = lab.Settings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from instainfer.core.state import State
+from instainfer.core.views import Views
 
 
 def check(state: State) -> None:
@@ -21,6 +22,7 @@ def check(state: State) -> None:
         assert instance.container.instances.get(name) is instance, f"{instance.who} is not in its container"
         assert instance.function.instances.get(name) is instance, f"{instance.who} is not known to its function"
     _zygotes(state)
+    _remembered_views(state)
     waiting = 0
     for function in state.functions.values():
         for request in function.queue:
@@ -31,6 +33,14 @@ def check(state: State) -> None:
     assert waiting + running == len(state.requests), (
         f"{len(state.requests)} requests accepted, {waiting} wait and {running} run: one is lost or doubled"
     )
+
+
+def _remembered_views(state: State) -> None:
+    """What is shown of them is what they are."""
+    shown = state.snapshot()
+    kept, state.views = state.views, Views()
+    assert state.snapshot() == shown, "a view is out of date"
+    state.views = kept
 
 
 def _zygotes(state: State) -> None:

@@ -12,7 +12,6 @@ from instainfer.core.actions import Answer, Why
 from instainfer.core.prices import price
 from instainfer.core.state import Container, FunctionState, Instance, State
 from instainfer.model import Level, Origin
-from instainfer.policies.preload.none import NoPreload
 
 PRESSURE = 0.95  # of a container's limit: beyond it guests go, lowest value first, before the kernel chooses
 
@@ -21,8 +20,8 @@ def place(state: State) -> None:
     """One pass: let the policy decide over all idle memory, carry out what is still possible."""
     state.passed_at = state.now
     zygotes.place(state)
-    if isinstance(state.policy, NoPreload):
-        return  # it would look at everything to decide nothing
+    if not state.policy.plans:
+        return
     plan = state.policy.plan(state.snapshot(), state.forecast, state.now)
     for off in plan.offloads:
         instance = state.instances.get(off.instance)

@@ -26,7 +26,6 @@ from instainfer.config import machine_memory
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.errors import BadInput, BadSettings
-from instainfer.lab import specs
 from instainfer.lab.costs import PAPER, profiles_of
 from instainfer.lab.runs import VERSION, Folder, key
 from instainfer.model import Function
@@ -103,7 +102,7 @@ def policy_of(text: str, world: World) -> Policy:
     """ "hazard", "hazard:poisson" (another predictor than the mode's own), "tyche(p_load=0.1)" and, in the pool,
     "lru" and "gdsf" as the plain caches that they are. Raises BadSettings with what there is."""
     mode_text, colon, predictor_text = text.partition(":")
-    mode = specs.parse(mode_text)
+    mode = registry.Spec.of(mode_text)
     if world == "pool" and mode.name in CACHES:
         if colon or mode.settings:
             raise BadSettings(f"{mode.name} asks no predictor and takes no settings", hint=f"write {mode.name}")
@@ -111,25 +110,21 @@ def policy_of(text: str, world: World) -> Policy:
     if mode.name not in registry.MODES:
         known = dict.fromkeys((*CACHES, *registry.MODES) if world == "pool" else registry.MODES)
         raise BadSettings(f"there is no policy {mode.name!r}", hint=f"these exist: {', '.join(known)}")
-    usual = registry.tuned_preload(mode.name, **mode.settings).predictor
-    predictor = specs.parse(predictor_text) if colon else specs.Spec(usual, {})
-    registry.tuned_predictor(predictor.name, **predictor.settings)
+    usual = registry.preload(mode.text).predictor
+    predictor = registry.Spec.of(predictor_text if colon else usual)
+    registry.predictor(predictor.text)
     return Policy(mode.text, predictor.text)
 
 
 def made(policy: Policy) -> tuple[PreloadPolicy, Predictor]:
     """What does it, with nothing seen yet."""
-    mode, predictor = specs.parse(policy.mode), specs.parse(policy.predictor)
-    return (
-        registry.tuned_preload(mode.name, **mode.settings).policy,
-        registry.tuned_predictor(predictor.name, **predictor.settings),
-    )
+    return registry.preload(policy.mode).policy, registry.predictor(policy.predictor)
 
 
 def label(row: dict[str, Any]) -> str:
     """The policy of a row as one would ask for it."""
     mode, predictor = str(row["policy"]), row["predictor"]
-    usual = not predictor or registry.preload(specs.parse(mode).name).predictor == predictor
+    usual = not predictor or registry.preload(registry.Spec.of(mode).name).predictor == predictor
     return mode if usual else f"{mode}:{predictor}"
 
 
@@ -371,7 +366,7 @@ def _in_containers(
 ) -> None:
     work = workload(settings, path)
     usual = array("d", [inf]) * len(work.times)  # nobody waits longer for a guest where there are none
-    if specs.parse(policy.mode).name != "none":
+    if registry.Spec.of(policy.mode).name != "none":
         usual = _waits_without(settings, path, budget)
     world = _world(settings, work, policy, budget, tally, timeline, usual)
     _live(world, work, progress)

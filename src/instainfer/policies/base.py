@@ -276,6 +276,8 @@ class PreloadPolicy(Protocol):
 
     #: the papers' rule: all others in a container end, and their data are erased, before one runs
     ends_co_residents: bool
+    #: False: `plan` is always empty, and need not be shown everything to say so
+    plans: bool
 
     def plan(self, snapshot: Snapshot, forecast: Predictor, now: float) -> Plan: ...
 

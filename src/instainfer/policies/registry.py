@@ -152,11 +152,6 @@ def preload(spec: str = MODES[0], **settings: float) -> Mode:
     return Mode(made, _MODES[Spec.of(spec).name][1])
 
 
-#: By the names that they had before a spec could be given.
-tuned_predictor = predictor
-tuned_preload = preload
-
-
 def _made(what: str, known: Mapping[str, Callable[..., Any]], spec: str, settings: dict[str, float]) -> Any:
     asked = Spec.of(spec)
     if asked.name not in known:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from instainfer.report import commands, published
 from instainfer.report.charts import Axis, Bars, Group, Line, Lines
 from instainfer.report.parts import COUNT, GB_S, MS, NUMBER, SHARE, TEXT, TIMES, Figure, Section, Table
-from instainfer.report.reading import Family, Results, Run, Spec, at_one_budget, families, main
+from instainfer.report.reading import Family, Results, Run, at_one_budget, families, main, spec_of, without
 from instainfer.units import say_mb
 
 POLICY = ("policy", "predictor", "keep_alive")
@@ -237,8 +237,8 @@ def sensitivity(results: Results) -> Section | None:
             for run in family.runs:
                 value = _value(run, key)
                 if value is not None:
-                    policy = Spec.of(run.row.policy).without(key)
-                    predictor = Spec.of(run.row.predictor).without(key)
+                    policy = without(spec_of(run.row.policy), key)
+                    predictor = without(spec_of(run.row.predictor), key)
                     same = f"{family.setting!r} {policy} {predictor}"
                     found.setdefault(same, (family, {}))[1][value] = run
         for family, by_value in found.values():
@@ -247,7 +247,7 @@ def sensitivity(results: Results) -> Section | None:
             there = [by_value[value] for value in sorted(by_value)]
             x = Axis(_CALLED.get(key, key), NUMBER)
             points = tuple((value, by_value[value].row.saved_fraction or 0.0) for value in sorted(by_value))
-            name = Spec.of(there[0].row.policy).without(key)
+            name = without(spec_of(there[0].row.policy), key)
             columns = ((x.label, NUMBER), ("saved", SHARE), ("pre-loading rate", SHARE), ("warming + loading", MS))
             rows = [
                 (value, run.row.saved_fraction, run.row.rate, run.row.warming_loading_mean_ms)
@@ -356,13 +356,13 @@ def _lines(
 
 
 def _settings(run: Run) -> dict[str, float]:
-    return Spec.of(run.row.policy).settings | Spec.of(run.row.predictor).settings
+    return spec_of(run.row.policy).settings | spec_of(run.row.predictor).settings
 
 
 def _value(run: Run, key: str) -> float | None:
     """Of a setting of its policy or predictor, said or usual; None where it has none such."""
     said = _settings(run).get(key)
-    mode, predictor = Spec.of(run.row.policy).name, Spec.of(run.row.predictor).name
+    mode, predictor = spec_of(run.row.policy).name, spec_of(run.row.predictor).name
     if said is not None:
         return said
     timers = mode in ("tyche", "tyche_ns", "instainfer") and key in ("p_load", "p_offload")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from instainfer.report.parts import MS, TEXT, WHOLE_SHARE, Published, Table
-from instainfer.report.reading import Run, Spec
+from instainfer.report.reading import Run, spec_of
 
 TYCHE = (
     "Sui, Yu, Hu, Li, Wang: Accelerating ML Inference via Opportunistic Pre-Loading on Serverless Clusters. IEEE "
@@ -78,7 +78,7 @@ def difference(runs: list[Run]) -> str:
 
 def like(run: Run) -> Measured | None:
     """The published system that is set up as this run is."""
-    if Spec.of(run.row.policy).settings or ":" in run.spec:
+    if spec_of(run.row.policy).settings or ":" in run.spec:
         return None
     mode, many = run.row.policy, run.row.nodes > 1
     name = (

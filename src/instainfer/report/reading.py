@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from instainfer.errors import BadInput, BadSettings
-from instainfer.lab import specs
 from instainfer.policies import registry
 
 VERSION = 1
@@ -109,22 +108,17 @@ class Detail(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} has {len(percentiles)} percentiles, not 101")
 
 
-class Spec(NamedTuple):
-    """A policy or predictor taken apart: `tyche(p_load=0.1)`."""
+def spec_of(text: str) -> registry.Spec:
+    """Of a policy or predictor; what cannot be taken apart is a name as a whole."""
+    try:
+        return registry.Spec.of(text)
+    except BadSettings:
+        return registry.Spec(text, {})
 
-    name: str
-    settings: dict[str, float]
 
-    @classmethod
-    def of(cls, text: str) -> Spec:
-        """What cannot be taken apart is a name as a whole."""
-        try:
-            return cls(*specs.parse(text))
-        except BadSettings:
-            return cls(text, {})
-
-    def without(self, key: str) -> str:
-        return specs.Spec(self.name, {k: value for k, value in self.settings.items() if k != key}).text
+def without(spec: registry.Spec, key: str) -> str:
+    """The same, but for one setting."""
+    return registry.Spec(spec.name, {k: value for k, value in spec.settings.items() if k != key}).text
 
 
 @dataclass(frozen=True)
@@ -146,7 +140,7 @@ class Run:
         """The policy as one would ask for it: with its predictor only where that is not its own."""
         mode, predictor = self.row.policy, self.row.predictor
         try:
-            usual = registry.preload(Spec.of(mode).name).predictor == predictor
+            usual = registry.preload(spec_of(mode).name).predictor == predictor
         except BadSettings:  # none of ours
             usual = False
         return mode if usual or not predictor else f"{mode}:{predictor}"
@@ -223,7 +217,7 @@ class Results:
             return (
                 run.command == "replay",
                 _varied(run),
-                known.get(Spec.of(run.row.policy).name, len(known)),
+                known.get(spec_of(run.row.policy).name, len(known)),
                 self.name(run),
             )
 
@@ -283,7 +277,7 @@ def at_one_budget(found: list[Family]) -> list[Family]:
 
 
 def _varied(run: Run) -> bool:
-    return bool(Spec.of(run.row.policy).settings or Spec.of(run.row.predictor).settings) or ":" in run.spec
+    return bool(spec_of(run.row.policy).settings or spec_of(run.row.predictor).settings) or ":" in run.spec
 
 
 def _key(setting: Mapping[str, Any]) -> str:

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
-from math import erfc, expm1, inf, isfinite, log, log1p, sqrt
+from math import erfc, expm1, inf, isfinite, log, sqrt
 from statistics import NormalDist, fmean, pstdev
 from typing import NamedTuple
 
 from instainfer.errors import Unavailable
 from instainfer.policies.base import HORIZON_S, Quantiles
+from instainfer.policies.predict.gaps import SHORTEST_S, Histories, due
 
 WINDOW = 64  # gaps that a model is fitted to
 FEWEST = 8  # with less than these it is their mean and spread
@@ -25,9 +26,6 @@ REFIT = 64  # new gaps until it is fitted again
 _ORDERS = tuple((p, q) for p in range(3) for q in range(3))
 _STATIONARY = 0.463  # 5% level of the KPSS test; above it differences are taken
 _LEAST_SPREAD_S = 0.5  # gaps that are all alike are still not known better
-_LOOK_AHEAD_S = 10.0  # of a rate, as the hazard's
-_ALMOST_SURE = 0.9999
-_SHORTEST_S = 1e-3  # in which several arrivals can have come
 _FAILED = 1e-9  # so improbable is the present idle time that the forecast has been proved wrong
 
 
@@ -165,7 +163,7 @@ class Series:
     def next(self) -> tuple[float, float]:
         """(seconds expected, never below 0; standard deviation of that). There must be a value."""
         if self._answer is None:
-            at = self.due()
+            at = due(self.count, FEWEST, self.refit)
             if at > self._fitted_at:
                 since = self.count - at
                 held = list(self.values)
@@ -179,16 +177,6 @@ class Series:
             self._answer = max(expected, 0.0), max(spread, _LEAST_SPREAD_S)
         return self._answer
 
-    def due(self) -> int:
-        """How many values were there when the model that holds now was due; 0: none was."""
-        if self.count >= self.refit:
-            return self.count - self.count % self.refit
-        at = 0
-        size = FEWEST
-        while size <= self.count:
-            at, size = size, size * 2
-        return at
-
 
 class _History:
     __slots__ = ("first", "gaps", "last")
@@ -197,8 +185,12 @@ class _History:
         self.first = self.last = now
         self.gaps = Series(refit)
 
+    def add(self, now: float) -> None:
+        self.gaps.add(max(now - self.last, 0.0))
+        self.last = now
 
-class Arima(Quantiles):
+
+class Arima(Histories[_History], Quantiles):
     """The next gap is normally distributed around what ARIMA expects, as its theory has it, cut off at the idle
     time so far. An idle time that this does not allow for (1 in 10^9) proves the forecast wrong, and the
     long-run rate stands for it. Raises Unavailable without statsmodels, and ValueError for a senseless `refit`
@@ -208,27 +200,11 @@ class Arima(Quantiles):
         if refit < FEWEST:
             raise ValueError(f"refit is {refit}, and a model needs {FEWEST} gaps")
         needs_statsmodels()
+        super().__init__()
         self.refit = refit
-        self._histories: dict[str, _History] = {}
 
-    def observe(self, function: str, now: float) -> None:
-        history = self._histories.get(function)
-        if history is None:
-            self._histories[function] = _History(now, self.refit)
-            return
-        history.gaps.add(max(now - history.last, 0.0))
-        history.last = now
-
-    def forget(self, function: str) -> None:
-        self._histories.pop(function, None)
-
-    def last(self, function: str) -> float | None:
-        history = self._histories.get(function)
-        return None if history is None else history.last
-
-    def rate(self, function: str, now: float) -> float:
-        p = self.probability(function, now, _LOOK_AHEAD_S)
-        return -log1p(-min(p, _ALMOST_SURE)) / _LOOK_AHEAD_S
+    def begin(self, now: float) -> _History:
+        return _History(now, self.refit)
 
     def probability(self, function: str, now: float, horizon_s: float = HORIZON_S) -> float:
         history = self._histories.get(function)
@@ -238,7 +214,7 @@ class Arima(Quantiles):
         idle = max(now - history.last, 0.0)
         lasts = _beyond(idle, expected, spread)
         if lasts < _FAILED:
-            rate = history.gaps.count / max(history.last - history.first, _SHORTEST_S)
+            rate = history.gaps.count / max(history.last - history.first, SHORTEST_S)
             return -expm1(-rate * horizon_s)
         return 1.0 - min(_beyond(idle + horizon_s, expected, spread) / lasts, 1.0)
 

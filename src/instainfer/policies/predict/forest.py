@@ -15,6 +15,7 @@ from math import cos, expm1, inf, log1p, pi, sin
 
 from instainfer.errors import Unavailable
 from instainfer.policies.base import HORIZON_S, Quantiles
+from instainfer.policies.predict.gaps import SHORTEST_S, Histories, due
 
 TREES = 24
 WINDOW = 256  # gaps that a forest is grown from
@@ -24,9 +25,6 @@ REFIT = 256  # new gaps until it is grown again
 _LAGS = 5  # last gaps among the features
 _LEAF = 4  # fewest gaps in a leaf
 _DAY_S = 86400.0
-_LOOK_AHEAD_S = 10.0  # of a rate, as the hazard's
-_ALMOST_SURE = 0.9999
-_SHORTEST_S = 1e-3  # in which several arrivals can have come
 
 Features = tuple[float, ...]
 
@@ -167,19 +165,9 @@ class _History:
         self.last = now
         self.answer = None
 
-    def due(self, refit: int) -> int:
-        """How many gaps were there when the forest that stands now was due; 0: none was."""
-        if self.count >= refit:
-            return self.count - self.count % refit
-        at = 0
-        size = FEWEST
-        while size <= self.count:
-            at, size = size, size * 2
-        return at
-
     def next(self, refit: int) -> _Spread | None:
         """None while there is no forest."""
-        at = self.due(refit)
+        at = due(self.count, FEWEST, refit)
         if not at:
             return None
         if at > self.fitted_at:
@@ -200,10 +188,10 @@ class _History:
 
     @property
     def long_run(self) -> float:
-        return self.count / max(self.last - self.first, _SHORTEST_S) if self.count else 0.0
+        return self.count / max(self.last - self.first, SHORTEST_S) if self.count else 0.0
 
 
-class Forest(Quantiles):
+class Forest(Histories[_History], Quantiles):
     """How likely is an arrival now, given that the function has been idle for so long? Of the gaps that followed
     the like of its last ones and lasted as long, the share that ended soon after. Where there was none, and
     before the sixteenth gap, the long-run rate.
@@ -217,26 +205,11 @@ class Forest(Quantiles):
         if refit < FEWEST:
             raise ValueError(f"refit is {refit}, and a forest needs {FEWEST} gaps")
         needs_scikit_learn()
+        super().__init__()
         self.refit = refit
-        self._histories: dict[str, _History] = {}
 
-    def observe(self, function: str, now: float) -> None:
-        history = self._histories.get(function)
-        if history is None:
-            self._histories[function] = _History(now, self.refit)
-        else:
-            history.add(now)
-
-    def forget(self, function: str) -> None:
-        self._histories.pop(function, None)
-
-    def last(self, function: str) -> float | None:
-        history = self._histories.get(function)
-        return None if history is None else history.last
-
-    def rate(self, function: str, now: float) -> float:
-        p = self.probability(function, now, _LOOK_AHEAD_S)
-        return -log1p(-min(p, _ALMOST_SURE)) / _LOOK_AHEAD_S
+    def begin(self, now: float) -> _History:
+        return _History(now, self.refit)
 
     def probability(self, function: str, now: float, horizon_s: float = HORIZON_S) -> float:
         history = self._histories.get(function)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from instainfer.policies.base import HORIZON_S, Quantiles
 from instainfer.policies.predict.arima import Series
+from instainfer.policies.predict.gaps import SHORTEST_S, Histories
 
 BIN_S = 60.0
 BINS = 240  # four hours
@@ -25,10 +26,6 @@ _REPRESENTATIVE = 2.0  # coefficient of variation of the bins' counts
 _PREWARM_SHARE, _KEEP_SHARE = 0.85, 0.30  # of a predicted idle time
 _RECENT = 64  # idle times that the series' model is fitted to
 _FEWEST = 4  # with less than these it is their mean
-
-_WINDOW_S = 10.0  # that a rate looks ahead, as the hazard's
-_ALMOST_SURE = 0.9999
-_SHORTEST_S = 1e-3  # in which several arrivals can have come
 
 
 class Windows(NamedTuple):
@@ -163,8 +160,12 @@ class _History:
         self.first = self.last = now
         self.idle = IdleHistogram(min_count)
 
+    def add(self, now: float) -> None:
+        self.idle.add(max(now - self.last, 0.0))
+        self.last = now
 
-class Histogram(Quantiles):
+
+class Histogram(Histories[_History], Quantiles):
     """How likely is an arrival now, given that the function has been idle for so long? Of its idle times that
     lasted as long, the share that ended soon after.
 
@@ -175,27 +176,11 @@ class Histogram(Quantiles):
     """
 
     def __init__(self, min_count: int = 1) -> None:
+        super().__init__()
         self.min_count = min_count
-        self._histories: dict[str, _History] = {}
 
-    def observe(self, function: str, now: float) -> None:
-        history = self._histories.get(function)
-        if history is None:
-            self._histories[function] = _History(now, self.min_count)
-            return
-        history.idle.add(max(now - history.last, 0.0))
-        history.last = now
-
-    def forget(self, function: str) -> None:
-        self._histories.pop(function, None)
-
-    def last(self, function: str) -> float | None:
-        history = self._histories.get(function)
-        return None if history is None else history.last
-
-    def rate(self, function: str, now: float) -> float:
-        p = self.probability(function, now, _WINDOW_S)
-        return -log1p(-min(p, _ALMOST_SURE)) / _WINDOW_S if p > 0.0 else 0.0
+    def begin(self, now: float) -> _History:
+        return _History(now, self.min_count)
 
     def probability(self, function: str, now: float, horizon_s: float = HORIZON_S) -> float:
         history = self._histories.get(function)
@@ -230,4 +215,4 @@ class Histogram(Quantiles):
 
 def _long_run(history: _History) -> float:
     gaps = history.idle.inside + history.idle.outside
-    return gaps / max(history.last - history.first, _SHORTEST_S) if gaps else 0.0
+    return gaps / max(history.last - history.first, SHORTEST_S) if gaps else 0.0

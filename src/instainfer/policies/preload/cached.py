@@ -31,6 +31,7 @@ class Cached(ABC):
     """
 
     ends_co_residents = False
+    plans = True
     name: str
 
     def __init__(self) -> None:

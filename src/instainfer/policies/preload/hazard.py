@@ -17,7 +17,6 @@ from instainfer.policies.base import (
     Preload,
     Snapshot,
 )
-from instainfer.policies.predict.forecast import Forecast
 from instainfer.policies.preload.bins import Copies, bins_of, items_of, megabytes, this_turn
 
 #: How often to look again while values alone may change what is best. Timers are foreseen ten seconds ahead
@@ -37,6 +36,7 @@ class HazardPreload:
     """
 
     ends_co_residents = False
+    plans = True
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
@@ -100,9 +100,8 @@ class HazardPreload:
             self._rated_at = now
             rates = self._rates = {}
             last = self._last = {}
-        last_of = forecast.base.last if isinstance(forecast, Forecast) else forecast.last
         for name in functions:
-            called = last_of(name)
+            called = forecast.last(name)
             if name not in rates or last[name] != called:
                 last[name] = called
                 rates[name] = forecast.rate(name, now)

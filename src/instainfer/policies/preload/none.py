@@ -9,6 +9,7 @@ class NoPreload:
     """What keep-alive alone gives."""
 
     ends_co_residents = False
+    plans = False
 
     def plan(self, snapshot: Snapshot, forecast: Predictor, now: float) -> Plan:
         return Plan()

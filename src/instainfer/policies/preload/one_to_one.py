@@ -18,6 +18,7 @@ class OneToOne:
     what is there. Nothing is ever off-loaded ahead of time, and there are no timers."""
 
     ends_co_residents = True
+    plans = True
 
     def plan(self, snapshot: Snapshot, forecast: Predictor, now: float) -> Plan:
         return Plan(preloads=tuple(own_loads(snapshot, forecast, now, lambda view: True)))

@@ -37,6 +37,8 @@ class TimerPreload:
     and is not off-loaded.
     """
 
+    plans = True
+
     def __init__(
         self, p_load: float, p_offload: float, placement: Placement, *, ends_co_residents: bool = True
     ) -> None:
