@@ -213,6 +213,16 @@ def test_what_was_not_read_is_sent_again() -> None:
     assert order.index(later) > max(n for n, one in enumerate(order) if one == request)
 
 
+def test_what_was_not_read_goes_to_an_instance_at_rest() -> None:
+    w = world("ns/f")
+    first, second = w.arrive(), w.arrive()
+    while len(w.running) < 2:  # the first one runs for so long that the second gets an instance of its own
+        w.create() if w.creating else w.load() if w.loading else w.fire()
+    w.finish(first)
+    w.fed(ev.InstanceLost(instance=w.running[second], reason="signal 9", unread=(second,)))
+    assert second in w.running
+
+
 def test_a_request_is_not_sent_for_ever() -> None:
     w = world("ns/f")
     request = w.arrive()

@@ -276,6 +276,8 @@ def again(state: State, function: FunctionState) -> None:
             function.timer = function.blocked_until
             state.out.append(SetTimer(timer=f"queue:{function.spec.name}", at=function.timer))
         return
+    while function.queue and (free := dispatch.pick(function)) is not None:  # sent back, and others rest
+        dispatch.next_in(state, free.container)
     supply.ensure(state, function)
 
 
