@@ -71,7 +71,7 @@ def test_parts_as_they_come(server: Server, f: str) -> None:
 
 
 def test_the_first_part_does_not_wait_for_the_last(server: Server, f: str) -> None:
-    with server.http.stream("POST", f, json={"kind": "text", "count": 2, "pause": 20}) as response:
+    with server.http.stream("POST", f, json={"kind": "text", "count": 2, "pause": 50}) as response:
         assert next(response.iter_raw()) == b"0,"
         namespace = f.split("/")[2]
         assert server.running(namespace, "f")
