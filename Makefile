@@ -36,6 +36,7 @@ bench: setup
 
 docs: setup
 	$(BIN)/python -m instainfer.core.lifecycle > docs/lifecycles.md
+	$(BIN)/python -m instainfer.reference docs
 
 lock: setup
 	$(BIN)/uv pip compile pyproject.toml --group dev --extra lab --extra otel --extra postgres \

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import typer.main
 
-from instainfer import config, settings
+from instainfer import config, reference, settings
 from instainfer.cli import app
 from instainfer.config import Section
 from instainfer.core import lifecycle
@@ -162,16 +162,7 @@ def test_every_error_is_told_with_its_status() -> None:
 
 
 def test_every_route_is_told() -> None:
-    from instainfer.gateway import manage
-
-    class Anything:
-        """The application is only asked which routes it has."""
-
-        def __getattr__(self, name: str) -> Anything:
-            return self
-
-    anything: Any = Anything()
-    described = manage.application(anything, anything, anything, anything, anything, max_package=1).openapi()
+    described = reference.described()
     text = page("reference/http.md")
     routes = {f"{m.upper()} {path}" for path, methods in described["paths"].items() for m in methods}
     assert len(routes) > 15
@@ -182,6 +173,38 @@ def test_every_route_is_told() -> None:
 
 
 # ---- pages ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", [pytest.param(p, id=p.relative_to(ROOT).as_posix()) for p in PAGES])
+def test_tables_are_up_to_date(file: Path) -> None:
+    text = file.read_text("utf-8")
+    assert text == reference.fill(text), "run `make docs`"
+
+
+def test_tables_have_a_sentence_for_every_row() -> None:
+    seen = 0
+    for file in PAGES:
+        for table in re.findall(r"<!-- generated: .*?<!-- end -->", file.read_text("utf-8"), re.DOTALL):
+            rows = [line for line in table.splitlines() if line.startswith("| `")]
+            assert rows, f"{file.name}: {table}"
+            assert not [line for line in rows if line.endswith("|  |")], file.name
+            seen += 1
+    assert seen > 20  # each is also one that `fill` finds
+
+
+def test_a_table_keeps_its_sentences_and_follows_the_code() -> None:
+    """Of a page: a key that there is no more goes, a new one comes, a wrong default is mended; the rest stays."""
+    page = (
+        "before\n<!-- generated: settings store -->\n\n| `gone` | `1` | `X` | nothing |\n"
+        "| `url` | `3` | `Y` | where \\| it is |\n<!-- end -->\nbehind\n"
+    )
+    filled = reference.fill(page)
+    assert "gone" not in filled
+    assert '| `url` | `""` | `INSTAINFER_STORE__URL` | where \\| it is |' in filled
+    assert filled.startswith("before\n") and filled.endswith("\nbehind\n")
+    assert reference.fill(filled) == filled
+    with pytest.raises(KeyError):
+        reference.fill("<!-- generated: nonsense -->\n<!-- end -->")
 
 
 def test_lifecycles_are_up_to_date() -> None:
