@@ -37,11 +37,13 @@ bench: setup
 docs: setup
 	$(BIN)/python -m instainfer.core.lifecycle > docs/lifecycles.md
 	$(BIN)/python -m instainfer.reference docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/docs docs site
+	@echo site/index.html
 
 lock: setup
-	$(BIN)/uv pip compile pyproject.toml --group dev --extra lab --extra otel --extra postgres \
+	$(BIN)/uv pip compile pyproject.toml --group dev --group docs --extra lab --extra otel --extra postgres \
 		--python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
