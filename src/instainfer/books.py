@@ -10,6 +10,7 @@ from instainfer.core import actions as act
 from instainfer.core import events as ev
 from instainfer.core.state import State
 from instainfer.errors import InstaInferError
+from instainfer.marks import Marks
 from instainfer.model import Activation, FunctionSpec, Phases, StartKind
 from instainfer.observe import Gauge, Metrics, Spent
 from instainfer.store.base import LogLine
@@ -81,6 +82,7 @@ class Books:
     ) -> None:
         """`told` hears of every request that is over, and its seconds from end to end."""
         self.metrics = metrics
+        self.marks = Marks(clock)
         self._told = told
         self._clock = clock
         self._writer = writer
@@ -95,6 +97,9 @@ class Books:
             self._known[action.instance].ahead = action.ahead
         elif isinstance(action, act.Offload):
             self._unused(action.instance, "evicted")
+        if not isinstance(action, act.Freeze | act.Thaw | act.ResizeContainer):
+            known = self._known.get(getattr(action, "instance", ""))
+            self.marks.commanded(action, known.function if known else "", known.container if known else "")
 
     def dispatched(self, ticket: Ticket, action: act.Dispatch, now: float) -> None:
         known = self._known[action.instance]
@@ -123,6 +128,10 @@ class Books:
                     ("load", event.load_s),
                     ("warmup", event.warmup_s),
                 )
+                if known.ahead and not known.used:
+                    seconds = sum(spent for _, spent in known.times)
+                    level = event.level.name.lower()
+                    self.marks.loaded(known.function, known.container, event.instance, level, seconds)
         elif isinstance(event, ev.ContainerReady):
             self._created[event.container] = (self._clock.now(), event.seconds)
         elif isinstance(event, ev.MemorySampled):
@@ -133,6 +142,8 @@ class Books:
             self._unused(event.instance, "failed" if isinstance(event, ev.InstanceFailed) else "evicted")
             if isinstance(event, ev.InstanceFailed):
                 self._say(event.instance, f"[{event.phase} failed] {event.reason}\n")
+                if (known := self._known.get(event.instance)) is not None:
+                    self.marks.failed(known.function, known.container, event.instance, event.reason)
             elif not expected:
                 self._say(event.instance, f"[instance ended] {event.reason}\n")
         elif isinstance(event, ev.ContainerLost):
@@ -147,6 +158,9 @@ class Books:
             self._known.pop(event.instance, None)
         elif isinstance(event, ev.ContainerLost):
             self._known = {n: k for n, k in self._known.items() if k.container != event.container}
+            self.marks.gone(event.container)
+        elif isinstance(event, ev.ZygoteLost):
+            self.marks.gone(event.zygote)
 
     def _unused(self, instance: str, outcome: str) -> None:
         known = self._known.get(instance)
@@ -156,6 +170,11 @@ class Books:
         self.metrics.preloads[outcome] += 1
         if known.ready:
             self.metrics.wasted_byte_seconds += known.bytes * (self._clock.now() - known.ready)
+
+    def waiting(self, instance: str) -> bool:
+        """Was it loaded ahead and not used yet?"""
+        known = self._known.get(instance)
+        return known is not None and known.ahead and not known.used
 
     def unused_byte_seconds(self) -> float:
         """Of pre-loads that are there and were not used yet: wasted, if they ended now."""
@@ -269,8 +288,7 @@ class Books:
         for name, instance in state.instances.items():
             level = instance.level.name.lower(), "frozen" if instance.frozen else instance.state
             instances[level] = instances.get(level, 0) + 1
-            known = self._known.get(name)
-            if known is not None and known.ahead and not known.used:
+            if self.waiting(name):
                 ahead += instance.bytes
         queued = sum(len(function.queue) for function in state.functions.values())
         zygotes: dict[tuple[str, ...], float] = {}

@@ -10,7 +10,7 @@ Unavailable when nobody answers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -220,6 +220,19 @@ class Client:
 
     def status(self) -> dict[str, Any]:
         return self._json("GET", f"{PREFIX}/status")
+
+    def live(self, since: str = "") -> Generator[dict[str, Any], None, None]:
+        """What there is and what happens, once a second, until the connection ends: raises Unavailable then. The
+        caller may come back with the last event's `id`; where `anew` is true, what it had is to be dropped."""
+        path, params = f"{PREFIX}/live", {"since": since} if since else {}
+        with self._translated(), self._http.stream("GET", path, params=params) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise _problem(response)
+            for line in response.iter_lines():
+                if line.startswith("data:"):
+                    yield msgspec.json.decode(line[5:], type=dict[str, Any])
+        raise Unavailable("the server ended the feed", hint="it may be stopping: see its log")
 
     # Invocations
 

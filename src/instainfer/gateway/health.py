@@ -28,6 +28,7 @@ class Health:
     settings: Settings
     events: Path  # directory of the event log
     predictor: str
+    epoch: str  # of this start of the server
     started: float
     shadows: Shadows
     stopping: bool = False

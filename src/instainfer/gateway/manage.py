@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Body, FastAPI, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
@@ -15,11 +15,12 @@ from starlette.exceptions import HTTPException
 from instainfer import __version__, why
 from instainfer.core import events as ev
 from instainfer.deploy import Deployer
-from instainfer.errors import BadInput, Conflict, InstaInferError, NotFound, TooLarge, WrongMethod
+from instainfer.errors import BadInput, Conflict, InstaInferError, NotAllowed, NotFound, TooLarge, WrongMethod
 from instainfer.gateway import namespaces, present
 from instainfer.gateway.access import Access, Principal
 from instainfer.gateway.health import Health
 from instainfer.gateway.invoke import accepted, outcome
+from instainfer.gateway.live import Events, Feed
 from instainfer.gateway.namespaces import Caller
 from instainfer.gateway.problems import render
 from instainfer.model import Activation, Job, JobState, Quota, Role
@@ -58,7 +59,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def application(
-    health: Health, deployer: Deployer, access: Access, work: Work, locked: Callable[[], None], *, max_package: int
+    health: Health,
+    deployer: Deployer,
+    access: Access,
+    work: Work,
+    feed: Feed,
+    locked: Callable[[], None],
+    *,
+    max_package: int,
 ) -> FastAPI:
     """`locked` hears that keys are asked for from now on."""
     app = FastAPI(
@@ -371,26 +379,25 @@ def application(
     @api.get("/containers")
     async def containers(who: Caller) -> dict[str, Any]:
         """All of them for the server's owner; of a namespace, its own and nothing of the node."""
-        state, now = controller.platform.state, health.clock.now()
-        node = next(iter(controller.nodes.values()))
-        shown: dict[str, Any] = {"sandbox": health.sandbox.name, "missing": health.sandbox.enforces.missing()}
-        if who.everywhere:
-            shown |= {
-                "memory_mb": node.memory / present.MB,
-                "zygote_memory_mb": node.zygote_memory / present.MB,
-                "committed_mb": state.ledger.promised(node.node) / present.MB,
-            }
-        return {
-            "node": shown,
-            "containers": [
-                present.container(controller, one, now)
-                for one in state.containers.values()
-                if who.sees(one.tenant)
-            ],
-            "zygotes": [
-                present.zygote(one, now) for one in state.zygotes.values() if who.sees(one.libraries.namespace)
-            ],
-        }
+        return present.platform(controller, health.sandbox, who.sees, health.clock.now(), who.everywhere)
+
+    @api.get("/live", response_class=Events)
+    async def live_feed(
+        request: Request, who: Caller, since: str = "", last_event_id: Annotated[str, Header()] = ""
+    ) -> Events:
+        """Once a second what there is, and what has happened since the event before: server-sent events.
+        `since`, or Last-Event-ID: the last one that the reader has."""
+        given = request.headers.get("authorization", "").encode("latin-1")
+
+        def still() -> bool:
+            if "principal" not in request.scope:  # nobody asks who it is here
+                return True
+            try:
+                return access.who(given) == who
+            except NotAllowed:
+                return False
+
+        return feed.answer(who, last_event_id or since, still)
 
     api.include_router(namespaces.routes(store, access, limited, locked))
     app.include_router(api)

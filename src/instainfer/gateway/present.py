@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from instainfer.controller import Controller
 from instainfer.core.libraries import Zygote
 from instainfer.core.state import Container, FunctionState
 from instainfer.model import Activation, Costs, FunctionSpec, Job, Phases, Profile, version_of
+from instainfer.sandbox.base import Sandbox
 from instainfer.store.base import LogLine
 
 MB = 1e6
@@ -195,4 +197,24 @@ def container(controller: Controller, of: Container, now: float) -> dict[str, An
             }
             for instance in of.instances.values()
         ],
+    }
+
+
+def platform(
+    controller: Controller, sandbox: Sandbox, sees: Callable[[str], bool], now: float, whole: bool
+) -> dict[str, Any]:
+    """The node, containers and zygotes, of the namespaces that `sees` allows; `whole`: the node's memory too."""
+    state = controller.platform.state
+    shown: dict[str, Any] = {"sandbox": sandbox.name, "missing": sandbox.enforces.missing()}
+    if whole:
+        node = next(iter(controller.nodes.values()))
+        shown |= {
+            "memory_mb": node.memory / MB,
+            "zygote_memory_mb": node.zygote_memory / MB,
+            "committed_mb": state.ledger.promised(node.node) / MB,
+        }
+    return {
+        "node": shown,
+        "containers": [container(controller, one, now) for one in state.containers.values() if sees(one.tenant)],
+        "zygotes": [zygote(one, now) for one in state.zygotes.values() if sees(one.libraries.namespace)],
     }

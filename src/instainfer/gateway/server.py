@@ -36,6 +36,7 @@ from instainfer.gateway import inference, invoke, manage, openwhisk
 from instainfer.gateway.access import Access
 from instainfer.gateway.direct import Protocol
 from instainfer.gateway.health import Health
+from instainfer.gateway.live import Feed
 from instainfer.gateway.openwhisk import OpenWhisk
 from instainfer.gateway.problems import render
 from instainfer.listening import bind, serving, url
@@ -194,6 +195,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         settings,
         data / "events",
         predictor,
+        epoch,
         started=clock.now(),
         shadows=beside,
     )
@@ -204,11 +206,12 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         locked()
     work = Work(controller, store, clock, attempts=settings.limits.attempts, most=settings.limits.jobs)
     await work.start()
+    feed = Feed(health)
     traced = bool(settings.telemetry.otlp)
     hot = invoke.Invoke(controller, access, work, max_body=settings.server.max_body, traced=traced)
     whisk = OpenWhisk(hot, deployer, store, writer, api_host=url(listening))
     v2 = inference.Inference(hot, health)
-    management = manage.application(health, deployer, access, work, locked, max_package=256_000_000)
+    management = manage.application(health, deployer, access, work, feed, locked, max_package=256_000_000)
     faces = (
         Face(invoke.PREFIX, hot, render),
         Face(openwhisk.PREFIX, whisk.application(), openwhisk.refused),
@@ -234,6 +237,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
 
     async def drain() -> None:
         hot.stopping = health.stopping = True
+        feed.stop()
         work.stop()
         await controller.drain(settings.server.drain_s)
         await work.settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from instainfer.errors import InstaInferError
 from instainfer.model import Activation
@@ -28,6 +29,7 @@ class BatchWriter:
 
     def __init__(self, store: Store, every_s: float = 0.5, *, most: int = MOST_WAITING) -> None:
         self.dropped = 0
+        self.heard: Callable[[list[Activation]], None] | None = None  # what was saved; from the writer's thread
         self._store = store
         self._every_s = every_s
         self._most = most
@@ -151,6 +153,9 @@ class BatchWriter:
                 _log.exception("a record cannot be saved and is dropped: %.200r", batch)
                 self.dropped += 1
                 break
+        heard = self.heard
+        if heard is not None and activations:
+            heard(activations)
         for activation in activations:
             self._unsaved.pop(activation.id, None)
         with self._changed:

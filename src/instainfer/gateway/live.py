@@ -1,0 +1,349 @@
+"""The live feed: once a second what there is now, and what has happened since; as server-sent events.
+
+Nothing of it is on a request's way. While somebody looks, the writer of records passes on what it has saved, and
+once a second that, the marks and one look at the platform's state become an event, made once for all who look at
+the same. While nobody does, there is no cost and nothing is kept.
+
+Every event has an id. A reader that comes back with its last one gets what it missed; where that is no longer
+there (another start of the server, too long ago) the event says `anew`, and whatever it had is to be dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+from fastapi.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from instainfer import __version__
+from instainfer.errors import InstaInferError, Overloaded
+from instainfer.gateway import present
+from instainfer.gateway.access import Principal
+from instainfer.gateway.health import Health
+from instainfer.marks import Mark
+from instainfer.model import Activation
+
+EVERY_S = 1.0
+LINGER_S = 20.0  # after the last reader has left: it may come back and go on
+STUCK_S = 15.0  # a reader that takes nothing for so long is let go
+OVER_S = 60.0  # rates are of so many seconds
+KEPT = 10_000  # invocations and marks, some 15 MB at most
+MOST = 1_000  # of them in one event: what is left out is counted
+MOST_READERS = 64
+MOST_OF_ONE = 16  # of one namespace
+
+_HITS = ("warm", "preloaded")
+
+
+class Entry(NamedTuple):
+    tick: int  # in which it came
+    row: Activation | Mark
+
+
+class Events(StreamingResponse):
+    """Server-sent events to a reader who has to keep reading: what it does not take is not kept for it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncIterator[bytes], done: Callable[[], object], status_code: int = 200) -> None:
+        super().__init__(chunks, status_code, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        self._done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._done()
+
+    async def stream_response(self, send: Send) -> None:
+        async def timely(message: Message) -> None:
+            async with asyncio.timeout(STUCK_S):
+                await send(message)
+
+        with contextlib.suppress(TimeoutError):
+            await super().stream_response(timely)
+
+
+class Feed:
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._clock = health.clock
+        self._books = health.controller.books
+        self._epoch = health.epoch
+        self._journal: deque[Entry] = deque()
+        self._heard: deque[Activation] = deque(maxlen=KEPT)  # filled by the writer's thread
+        self._marked = 0  # number of the latest mark in the journal
+        self._tick = 0
+        self._floor = 0  # of ticks up to this one something may be missing
+        self._overflowed = False  # has the journal lost invocations of the last minute?
+        self._made: dict[tuple[Principal, int], bytes] = {}  # events of this tick, by who and since when
+        self._readers: dict[object, str] = {}  # -> namespace
+        self._running: asyncio.Task[None] | None = None
+        self._waking = asyncio.Lock()
+        self._next: asyncio.Future[None] | None = None
+        self._stopped = False
+
+    # ---- readers -------------------------------------------------------------------------------------------
+
+    def answer(self, who: Principal, since: str, still: Callable[[], bool]) -> Events:
+        """To one more reader, until it leaves or `still` says that its key opens nothing any more; `since`: the id
+        of the last event that it has. Raises Overloaded."""
+        mine = sum(1 for namespace in self._readers.values() if namespace == who.namespace)
+        if len(self._readers) >= MOST_READERS or (not who.everywhere and mine >= MOST_OF_ONE):
+            raise Overloaded(
+                f"{len(self._readers)} look on already",
+                hint="close a dashboard; `instainfer ps` shows the same once",
+                retry_after_s=5.0,
+            )
+        place = object()
+        self._readers[place] = who.namespace
+        return Events(self._read(who, since, still), lambda: self._readers.pop(place, None))
+
+    async def _read(self, who: Principal, since: str, still: Callable[[], bool]) -> AsyncIterator[bytes]:
+        await self._wake()
+        cursor = self._cursor(since)
+        while self._next is not None and still():
+            if cursor < self._floor:  # it took its time
+                cursor = 0
+            tick = self._tick
+            yield self._event(who, cursor)
+            cursor = tick
+            if self._next is not None:
+                await asyncio.shield(self._next)
+
+    def stop(self) -> None:
+        """All readers are let go, and none is taken any more."""
+        self._stopped = True
+        self._sleep()
+
+    def _cursor(self, since: str) -> int:
+        """The tick that `since` names, or 0: anew."""
+        epoch, _, tick = since.partition(".")
+        if epoch != self._epoch or not tick.isascii() or not tick.isdigit() or len(tick) > 12:
+            return 0
+        return int(tick) if self._floor <= int(tick) <= self._tick else 0
+
+    # ---- the second hand -----------------------------------------------------------------------------------
+
+    async def _wake(self) -> None:
+        """Have it tick, from the invocations of the last minute on."""
+        async with self._waking:
+            if self._running is not None or self._stopped:
+                return
+            self._heard.clear()
+            self._health.writer.heard = self._heard.extend
+            wall = self._clock.wall()
+            await asyncio.to_thread(self._health.writer.flush, EVERY_S)
+            seed: list[Activation] = []
+            with contextlib.suppress(InstaInferError):  # a store that is away now has nothing to say of before
+                seed = await asyncio.to_thread(
+                    self._health.store.activations, None, None, limit=MOST, since=wall - OVER_S
+                )
+            known = {one.id for one in seed}
+            heard = [one for one in self._take_heard() if one.id not in known]
+            self._overflowed = len(seed) >= MOST
+            self._tick += 1
+            self._floor = self._tick
+            self._marked = 0
+            self._journal.clear()
+            self._add([*reversed(seed), *heard])
+            self._next = asyncio.get_running_loop().create_future()
+            self._running = asyncio.create_task(self._run())
+
+    def _sleep(self) -> None:
+        self._health.writer.heard = None
+        if self._running is not None:
+            self._running.cancel()
+            self._running = None
+        if self._next is not None:
+            self._next.set_result(None)
+            self._next = None
+        self._journal.clear()
+        self._heard.clear()
+        self._made.clear()
+
+    async def _run(self) -> None:
+        alone_s = 0.0
+        while alone_s < LINGER_S:
+            await asyncio.sleep(EVERY_S)
+            await asyncio.to_thread(self._health.writer.flush, EVERY_S)
+            self._tick += 1
+            self._add(self._take_heard())
+            alone_s = 0.0 if self._readers else alone_s + EVERY_S
+            done, self._next = self._next, asyncio.get_running_loop().create_future()
+            if done is not None:
+                done.set_result(None)
+        self._running = None
+        self._sleep()
+
+    def _take_heard(self) -> list[Activation]:
+        taken = []
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._heard.popleft())
+        return taken
+
+    def _add(self, rows: Iterable[Activation]) -> None:
+        """To the journal, and the new marks too."""
+        self._made.clear()
+        for mark in self._books.marks.since(self._marked):
+            self._journal.append(Entry(self._tick, mark))
+        self._marked = self._books.marks.count
+        for row in rows:
+            self._journal.append(Entry(self._tick, row))
+        old = self._clock.wall() - OVER_S
+        while len(self._journal) > KEPT:
+            lost = self._journal.popleft()
+            self._floor = max(self._floor, lost.tick)
+            if isinstance(lost.row, Activation) and lost.row.wall + lost.row.e2e_s > old:
+                self._overflowed = True
+
+    # ---- what is told --------------------------------------------------------------------------------------
+
+    def _event(self, who: Principal, cursor: int) -> bytes:
+        made = self._made.get((who, cursor))
+        if made is None:
+            made = self._made[who, cursor] = self._make(who, cursor)
+        return made
+
+    def _make(self, who: Principal, cursor: int) -> bytes:
+        invocations: list[Activation] = []
+        marks: list[Mark] = []
+        for entry in reversed(self._journal):
+            if entry.tick <= cursor:
+                break
+            row = entry.row
+            if who.sees(row.namespace):
+                if isinstance(row, Activation):
+                    invocations.append(row)
+                else:
+                    marks.append(row)
+        shown = _telling(invocations)
+        id = f"{self._epoch}.{self._tick}"
+        data = {
+            "id": id,
+            "anew": cursor == 0,
+            "who": {"namespace": who.namespace, "role": who.role.value},
+            "now": self.now(who),
+            "invocations": [_invocation(one) for one in reversed(shown)],
+            "left_out": len(invocations) - len(shown),
+            "marks": [_mark(one) for one in reversed(marks[:MOST])],
+        }
+        return b"id: " + id.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
+
+    def now(self, who: Principal) -> dict[str, Any]:
+        """What there is, as far as this key sees it; the server's figures for its owner only."""
+        health, books = self._health, self._books
+        state = health.controller.platform.state
+        shown = present.platform(health.controller, health.sandbox, who.sees, self._clock.now(), who.everywhere)
+        functions = []
+        for key, known in state.functions.items():
+            level = present.level(known)
+            if who.sees(key.partition("/")[0]) and (level != "cold" or known.queue or known.pinned):
+                functions.append(
+                    {"function": key, "state": level, "queued": len(known.queue), "pinned": known.pinned}
+                )
+        ahead = sum(
+            instance.bytes
+            for name, instance in state.instances.items()
+            if who.sees(instance.container.tenant) and books.waiting(name)
+        )
+        told = {
+            "wall": self._clock.wall(),
+            "version": __version__,
+            "uptime_s": self._clock.now() - health.started,
+            **shown,
+            "functions": functions,
+            "deployed": sum(1 for key in state.functions if who.sees(key.partition("/")[0])),
+            "queued": sum(len(f.queue) for key, f in state.functions.items() if who.sees(key.partition("/")[0])),
+            "preloaded_mb": ahead / present.MB,
+            "rates": self._rates(who),
+        }
+        if who.everywhere:
+            wasted = books.metrics.wasted_byte_seconds + books.unused_byte_seconds()
+            told |= {
+                "policy": health.status()["policy"],
+                "preloads": dict(books.metrics.preloads),
+                "wasted_gb_s": wasted / 1e9,
+                "records_dropped": health.writer.dropped,
+            }
+        return told
+
+    def _rates(self, who: Principal) -> dict[str, Any]:
+        """Of the invocations that ended in the last minute, or (where they are too many to keep) of the latest:
+        `over_s` says of how many seconds."""
+        wall = self._clock.wall()
+        over_s = min(OVER_S, self._clock.now() - self._health.started)
+        ended = []
+        for entry in self._journal:
+            row = entry.row
+            if isinstance(row, Activation) and row.wall + row.e2e_s > wall - over_s:
+                ended.append(row)
+        if self._overflowed and ended:
+            over_s = min(over_s, wall - min(row.wall + row.e2e_s for row in ended))
+        ended = [row for row in ended if who.sees(row.namespace)]
+        took = sorted(row.e2e_s for row in ended if row.status == "ok")
+        starts: dict[str, int] = {}
+        for row in ended:
+            starts[row.start or "none"] = starts.get(row.start or "none", 0) + 1
+        began = len(ended) - starts.get("none", 0)
+        return {
+            "over_s": over_s,
+            "invocations": len(ended),
+            "per_s": len(ended) / max(over_s, 1.0),
+            "failed": len(ended) - len(took),
+            "hit_fraction": sum(starts.get(hit, 0) for hit in _HITS) / began if began else None,
+            "starts": starts,
+            "p50_ms": _quantile(took, 0.5),
+            "p99_ms": _quantile(took, 0.99),
+        }
+
+
+def _quantile(ordered: list[float], share: float) -> float | None:
+    """The least value that this share does not exceed, in milliseconds."""
+    if not ordered:
+        return None
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))] * 1e3
+
+
+def _telling(rows: list[Activation]) -> list[Activation]:
+    """At most MOST of them: warm ones are left out first, the oldest of them first."""
+    if len(rows) <= MOST:
+        return rows
+    rare = [row for row in rows if row.start != "warm" or row.status != "ok"][:MOST]
+    chosen = {row.id for row in rare}
+    for row in rows:  # the latest first
+        if len(chosen) == MOST:
+            break
+        chosen.add(row.id)
+    return [row for row in rows if row.id in chosen]
+
+
+def _invocation(of: Activation) -> dict[str, Any]:
+    shown = present.activation(of)
+    del shown["hint"], shown["trace"]  # which may be long: `/activations/{id}` has them
+    shown["error"] = of.error[:300]
+    return shown
+
+
+def _mark(of: Mark) -> dict[str, Any]:
+    why = of.why
+    return {
+        "wall": of.wall,
+        "what": of.what,
+        "namespace": of.namespace,
+        "function": of.function,
+        "container": of.container,
+        "instance": of.instance,
+        "level": of.level,
+        "ms": None if of.seconds is None else of.seconds * 1e3,
+        "why": "" if why is None else why.rule,
+        "probability": None if why is None else why.probability,
+        "saves_ms": None if why is None or why.saves_s is None else why.saves_s * 1e3,
+        "weight_mb": None if why is None or why.weight is None else why.weight / present.MB,
+    }
