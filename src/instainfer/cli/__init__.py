@@ -20,6 +20,7 @@ from instainfer.cli import (  # noqa: F401 # importing them registers their verb
     report,
     server,
     simulate,
+    top,
     why,
 )
 from instainfer.cli.session import app, main
@@ -28,7 +29,7 @@ __all__ = ["app", "main"]
 
 #: As `--help` lists them: the order in which one meets them.
 VERBS = (
-    *("serve", "deploy", "invoke", "jobs", "ls", "get", "delete", "logs", "activations", "ps", "why"),
+    *("serve", "deploy", "invoke", "jobs", "ls", "get", "delete", "logs", "activations", "ps", "top", "why"),
     *("preload", "offload", "hint", "pin", "unpin", "namespace", "status", "policies"),
     *("simulate", "replay", "report", "profile", "demo", "bench", "version"),
 )

@@ -38,6 +38,12 @@ def print_json(value: Any) -> None:
     typer.echo(msgspec.json.format(text, indent=2 if is_terminal() else -1).decode())
 
 
+def safe(text: str) -> str:
+    """A line that a terminal shows as it is: what would move its cursor, change its colours, or hide or turn
+    around what is beside it is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def is_terminal(stream: Any = None) -> bool:
     return bool((stream or sys.stdout).isatty())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -25,46 +26,51 @@ def why(
     if session.json:
         print_json(found)
         return
-    _head(found)
-    typer.echo()
-    for line in phase_lines(found["activation"].get("phases") or {}, full=full_block()):
-        typer.echo(f"  {line}")
-    typer.echo()
-    typer.echo(
+    for line in lines(found, full=full_block(), paint=typer.style):
+        typer.echo(line)
+
+
+def lines(found: dict[str, Any], *, full: str, paint: Callable[..., str]) -> Iterator[str]:
+    """What the server answers, for people. `full`: the character of a bar; `paint(text, fg=…, bold=…)`."""
+    yield from _head(found, paint)
+    yield ""
+    for line in phase_lines(found["activation"].get("phases") or {}, full=full):
+        yield f"  {line}"
+    yield ""
+    yield (
         f"forecast   {found['predictor']}: one within a minute with probability {found['probability']:.2f} "
         f"({_rate(found['rate'])})"
     )
     if decisions := found.get("decisions"):
-        typer.echo("decisions")
+        yield "decisions"
         for decision in decisions:
             ago_s = decision["ago_s"]
             ago = f"{say_s(ago_s)} before" if ago_s > 0 else f"{say_s(-ago_s)} after" if ago_s < 0 else "at once"
-            typer.echo(f"  {ago:>14}  {decision['what']}")
+            yield f"  {ago:>14}  {decision['what']}"
             if decision.get("why"):
-                typer.echo(f"  {'':>14}  because {decision['why']}")
+                yield f"  {'':>14}  because {decision['why']}"
     if advice := found.get("advice"):
-        typer.echo("faster next time")
+        yield "faster next time"
         for line in advice:
-            typer.echo(f"  - {line}")
+            yield f"  - {line}"
     if not found.get("reproduced", True):
-        typer.echo(
-            typer.style("note:", fg="yellow")
-            + " replaying the recorded events did not give these decisions again; "
+        yield (
+            paint("note:", fg="yellow") + " replaying the recorded events did not give these decisions again; "
             "what they rest on may have been dropped from the event log"
         )
 
 
-def _head(found: dict[str, Any]) -> None:
+def _head(found: dict[str, Any], paint: Callable[..., str]) -> Iterator[str]:
     activation = found["activation"]
-    start = typer.style(found["start"], bold=True)
-    typer.echo(
+    start = paint(found["start"], bold=True)
+    yield (
         f"{activation['namespace']}/{activation['function']} (version {activation['version']}) at "
         f"{clock(activation['wall'])}: {start} start, {activation['status']}, {say_ms(activation['e2e_ms'])}"
     )
     if activation.get("error"):
-        typer.echo(f"{typer.style('error:', fg='red')} {activation['error']}")
+        yield f"{paint('error:', fg='red')} {activation['error']}"
     if activation.get("hint"):
-        typer.echo(f"{typer.style('hint:', fg='cyan')} {activation['hint']}")
+        yield f"{paint('hint:', fg='cyan')} {activation['hint']}"
 
 
 def _rate(per_second: float) -> str:
