@@ -16,6 +16,7 @@ have their help for a sentence, so that `--help` and the page cannot disagree.
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
@@ -174,8 +175,11 @@ def described() -> dict[str, Any]:
     """The management API's openapi.json, without a server."""
     from instainfer.gateway import manage
 
+    needed = [
+        one for one in inspect.signature(manage.application).parameters.values() if one.kind != one.KEYWORD_ONLY
+    ]
     anything: Any = _Anything()
-    return manage.application(anything, anything, anything, anything, anything, max_package=1).openapi()
+    return manage.application(*[anything] * len(needed), max_package=1).openapi()
 
 
 def _routes(under: str, told: Told) -> tuple[Row, list[Row]]:
