@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from instainfer.cli import app
 from instainfer.cli.simulate import Missed, _measured
 from instainfer.errors import BadSettings
+from instainfer.lab import alone
 from instainfer.lab import simulate as lab
 from instainfer.lab.costs import read_profiles
 from instainfer.policies import registry
@@ -349,3 +350,35 @@ def test_profiles_of_a_folder_that_is_not_there(stub: Stub, monkeypatch: pytest.
     result = CliRunner().invoke(app, ["profile", "export", "-o", "/no/such/folder/x.json"])
     assert result.exit_code == 1
     assert "name another file" in result.stderr
+
+
+def test_nodes_that_decide_alone_share_the_requests_and_nothing_else(trace: Path, tmp_path: Path) -> None:
+    line = ["--world", "containers", "--policies", "tyche,instainfer", "--budgets", "3", "--warmup", "0"]
+    found = []
+    for nodes in (1, 4):
+        assert run(str(trace), *line, "--nodes", str(nodes), "-o", str(tmp_path / f"{nodes}")).exit_code == 0
+        found += rows(tmp_path / f"{nodes}")
+    one, alone_one, four, alone_four = found
+    assert len({row["invocations"] for row in found}) == 1 and not any(row["rejected"] for row in found)
+
+    def rate(row: dict[str, Any]) -> float:
+        return float(row["preloaded_fraction"] + row["warm_fraction"])
+
+    assert rate(four) > rate(one) - 0.02
+    assert rate(alone_four) < rate(alone_one) - 0.1  # each sees a quarter of the arrivals, and loads for itself
+    assert alone_four["cold_fraction"] > alone_one["cold_fraction"]
+    detail = json.loads(next((tmp_path / "4" / "runs").glob("1*.json")).read_text("utf-8"))
+    arrived = [call["arrived_s"] for call in detail["timeline"]]
+    assert arrived == sorted(arrived) and len(arrived) == min(400, alone_four["invocations"])
+
+
+def test_every_request_goes_to_one_node(trace: Path) -> None:
+    settings = lab.Settings(world="containers", nodes=3)
+    work = lab.workload(settings, trace)
+    shares = list(alone.dealt(work, 3, seed=7))
+    assert sorted(number for share in shares for number in share.numbers) == list(range(len(work.times)))
+    assert shares == list(alone.dealt(work, 3, seed=7)) != list(alone.dealt(work, 3, seed=8))
+    for share in shares:
+        assert list(share.work.times) == [work.times[number] for number in share.numbers]
+        assert list(share.work.which) == [work.which[number] for number in share.numbers]
+        assert len(work.times) / 6 < len(share.numbers) < len(work.times) / 2

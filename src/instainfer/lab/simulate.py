@@ -26,6 +26,7 @@ from instainfer.config import machine_memory
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.errors import BadInput, BadSettings
+from instainfer.lab import alone
 from instainfer.lab.costs import PAPER, profiles_of
 from instainfer.lab.runs import VERSION, Folder, key
 from instainfer.model import Function
@@ -368,8 +369,22 @@ def _in_containers(
     usual = array("d", [inf]) * len(work.times)  # nobody waits longer for a guest where there are none
     if registry.Spec.of(policy.mode).name != "none":
         usual = _waits_without(settings, path, budget)
+    if settings.nodes > 1 and registry.Spec.of(policy.mode).name in alone.MODES:
+        begun = 0
+        for share in alone.dealt(work, settings.nodes, settings.seed):
+            part = alone.part_of(timeline, share)
+            own = array("d", [usual[number] for number in share.numbers])
+            world = _world(settings, share.work, policy, budget, tally, part, own, single=True)
+            _live(world, share.work, progress and _behind(progress, begun))
+            alone.gather(timeline, part, share)
+            begun += len(share.numbers)
+        return
     world = _world(settings, work, policy, budget, tally, timeline, usual)
     _live(world, work, progress)
+
+
+def _behind(progress: Callable[[int], None], begun: int) -> Callable[[int], None]:
+    return lambda done: progress(begun + done)
 
 
 @lru_cache(maxsize=2)
@@ -391,7 +406,10 @@ def _world(
     tally: ByClass,
     timeline: Timeline,
     usual: Sequence[float],
+    *,
+    single: bool = False,
 ) -> Containers:
+    """All nodes, or (`single`) one of them."""
     each = budget // settings.nodes
     largest = max(work.functions, key=lambda function: function.memory)
     if largest.memory > each:
@@ -408,7 +426,7 @@ def _world(
             zygote_memory=zygote_memory(settings, each),
             hop_s=HOP_S if settings.nodes > 1 else 0.0,
         )
-        for number in range(settings.nodes)
+        for number in range(1 if single else settings.nodes)
     ]
     mode, predictor = made(policy)
     state = State(Forecast(predictor), keep_alive_of(settings), mode)
