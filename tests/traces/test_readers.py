@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instainfer.errors import BadInput
-from instainfer.traces import azure2019, csvfile, placement, table
+from instainfer.traces import azure2019, csvfile, placement, recipe, table
 from instainfer.traces.base import Trace, gather
+from instainfer.traces.generate import synthetic
 from instainfer.traces.open import open_trace, parse_minutes
 
 INVOCATIONS = """HashOwner,HashApp,HashFunction,Trigger,1,2,3,4
@@ -364,3 +365,27 @@ def test_minutes_of_a_plain_trace(tmp_path: Path) -> None:
     trace = open_trace(path, minutes="1:3", cap_per_minute=1, only=["g"])
     assert (trace.names, trace.times.tolist(), trace.length_s) == (("g",), [30], 120)
     assert parse_minutes(":", 4) == (0, 4)
+
+
+def test_a_recipe_is_the_trace_that_it_makes(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"synthetic": "timers", "functions": 3, "hours": 2, "seed": 5}', "made.json")
+    trace, made = open_trace(path), synthetic("timers", 3, 7200.0, seed=5)
+    assert trace.names == made.trace.names and trace.length_s == 7200
+    assert trace.times.tolist() == made.trace.times.tolist()
+    some = trace.only([trace.names[2]])
+    assert recipe.hazards(path, some).processes == made.processes[2:]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"synthetic": "timers", "functions": 3}',
+        '{"synthetic": "luck", "functions": 3, "hours": 1}',
+        '{"synthetic": "timers", "functions": 3, "hours": 1, "cap": 2}',
+        '{"synthetic": "timers", "functions": 3, "hours": 1e9}',
+        '{"synthetic": "timers", "functions": 0, "hours": 1}',
+    ],
+)
+def test_recipes_that_make_nothing(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadInput):
+        open_trace(written(tmp_path, text, "made.json"))

@@ -19,6 +19,7 @@ from instainfer.cli.simulate import Missed, _measured
 from instainfer.errors import BadSettings
 from instainfer.lab import alone
 from instainfer.lab import simulate as lab
+from instainfer.lab.bounding import BOUNDS
 from instainfer.lab.costs import read_profiles
 from instainfer.policies import registry
 from instainfer.sim.pool import OnMiss
@@ -110,10 +111,49 @@ def test_options_of_the_trace_are_taken(trace: Path, tmp_path: Path) -> None:
     assert calls("--warmup", "0", "--min-calls", "20") < every
 
 
+def test_bounds_are_rows_among_the_policies(tmp_path: Path) -> None:
+    recipe = tmp_path / "mixed.json"
+    recipe.write_text('{"synthetic": "mixed", "functions": 8, "hours": 3, "seed": 1}')
+    names = ["lru", "hazard", "KEEP", "JIT", "HAZARD"]
+    result = run(str(recipe), "--policies", ",".join(names), "--budgets", "0.3", "-o", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    found = dict(zip(names, rows(tmp_path / "out"), strict=True))
+    assert [row["policy"] for row in found.values()] == names
+    saved = {name: row["saved_fraction"] for name, row in found.items()}
+    assert 0.0 < saved["lru"] <= saved["KEEP"] <= saved["JIT"] <= 1.0
+    assert 0.0 < saved["HAZARD"] <= saved["JIT"]
+    for name in ("KEEP", "JIT", "HAZARD"):
+        row = found[name]
+        assert set(found["lru"]) <= set(row)
+        assert row["invocations"] == found["lru"]["invocations"]
+        assert 0.0 <= row["gap_fraction"] < 0.2 and row["step_ms"] >= 0.0
+        assert row["preloaded_fraction"] is None and row["e2e_mean_ms"] is None
+    assert result.stdout.splitlines()[3].split()[-5:] == ["-"] * 5
+    again = run(str(recipe), "--policies", ",".join(names), "--budgets", "0.3", "-o", str(tmp_path / "out"))
+    assert again.stderr.count("there already") == len(names)
+
+
+def test_bounds_say_where_they_do_not_hold(trace: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "timers.json"
+    recipe.write_text('{"synthetic": "timers", "functions": 3, "hours": 1}')
+    for line, said in (
+        ((str(trace), "--policies", "HAZARD"), "hour.csv has none"),
+        ((str(recipe), "--policies", "HAZARD", "--minutes", "0:30"), "whole trace"),
+        ((str(recipe), "--policies", "KEEP", "--world", "containers"), "no policy"),
+    ):
+        result = run(*line, "--budgets", "0.5")
+        assert result.exit_code == 2 and said in result.stderr
+    profiles = tmp_path / "profiles.json"
+    measured = {"function": "a", "import_ms": 100, "load_ms": 50, "memory_mb": 90, "inference_ms": 1}
+    profiles.write_text(json.dumps([{**measured, "imported_mb": 30}]))
+    result = run(str(recipe), "--policies", "KEEP", "--budgets", "0.5", "--profiles", str(profiles))
+    assert result.exit_code == 1 and "libraries alone" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["--policies", "lru,luck"], ", ".join(dict.fromkeys(["lru", "gdsf", *registry.MODES]))),
+        (["--policies", "lru,luck"], ", ".join(dict.fromkeys(["lru", "gdsf", *registry.MODES, *BOUNDS]))),
         (["--policies", "lru,luck", "--world", "containers"], ", ".join(registry.MODES)),
         (["--policies", "tyche(p_lode=0.1)"], "p_load, p_offload"),
         (["--policies", "tyche(p_load=0.99)"], "in order"),

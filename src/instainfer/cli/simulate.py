@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +49,10 @@ def simulate(
     ] = Kind.POOL,
     policies: Annotated[
         str,
-        typer.Option(metavar="A,B", help="MODE or MODE:PREDICTOR, with settings as in 'tyche(p_load=0.1)'."),
+        typer.Option(
+            metavar="A,B",
+            help="MODE or MODE:PREDICTOR, with settings as in 'tyche(p_load=0.1)'; in the pool bounds.",
+        ),
     ] = "",
     budgets: Annotated[str, typer.Option(metavar="A,B", help="Memory, as shares of all functions' size.")] = (
         _BUDGETS
@@ -193,17 +197,20 @@ def _show(rows: list[dict[str, Any]]) -> None:
                 say_mb(row["budget_mb"]),
                 str(row["invocations"]),
                 f"{row['saved_fraction']:.1%}",
-                f"{row['preloaded_fraction']:.1%}",
-                f"{row['warm_fraction']:.1%}",
-                f"{row['cold_fraction']:.1%}",
-                say_ms(row["warming_loading_mean_ms"]),
-                say_ms(row["e2e_p99_ms"]),
-                *((f"{row['harmed_fraction']:.2%}", str(row["rejected"])) if harm else ()),
+                *(_known(row[f"{kind}_fraction"], "{:.1%}".format) for kind in ("preloaded", "warm", "cold")),
+                _known(row["warming_loading_mean_ms"], say_ms),
+                _known(row["e2e_p99_ms"], say_ms),
+                *((_known(row["harmed_fraction"], "{:.2%}".format), str(row["rejected"])) if harm else ()),
             ]
             for row in rows
         ],
         right=[*headers[2:], "HARMED", "REFUSED"],
     )
+
+
+def _known(value: float | None, say: Callable[[float], str]) -> str:
+    """A bound says nothing of most things."""
+    return "-" if value is None else say(value)
 
 
 @command("profile", example="instainfer profile export -o profiles.json")

@@ -19,7 +19,10 @@ from instainfer.errors import BadInput
 
 VERSION = 1
 #: Of the package: what a run's outcome may depend on.
-_CODE = ("core", "policies", "sim", "traces", "lab/costs.py", "lab/simulate.py", "model.py")
+_CODE = (
+    *("core", "policies", "sim", "traces", "model.py", "lab/costs.py", "lab/runs.py", "lab/simulate.py"),
+    *("lab/bounding.py", "lab/bounds.py", "lab/intervals.py", "lab/linear.py", "lab/pool.py"),
+)
 
 
 def key(given: Any, *content: Path) -> str:

@@ -26,7 +26,8 @@ from instainfer.config import machine_memory
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.errors import BadInput, BadSettings
-from instainfer.lab import alone
+from instainfer.lab import alone, bounding
+from instainfer.lab.bounding import BOUNDS
 from instainfer.lab.costs import PAPER, profiles_of
 from instainfer.lab.runs import VERSION, Folder, key
 from instainfer.model import Function
@@ -95,21 +96,21 @@ class Case(NamedTuple):
 class Policy(NamedTuple):
     """Each with its settings, if it was given any."""
 
-    mode: str  # or one of CACHES
+    mode: str  # or one of CACHES, or of BOUNDS
     predictor: str
 
 
 def policy_of(text: str, world: World) -> Policy:
     """ "hazard", "hazard:poisson" (another predictor than the mode's own), "tyche(p_load=0.1)" and, in the pool,
-    "lru" and "gdsf" as the plain caches that they are. Raises BadSettings with what there is."""
+    "lru" and "gdsf" as the plain caches that they are, and bounds. Raises BadSettings with what there is."""
     mode_text, colon, predictor_text = text.partition(":")
     mode = registry.Spec.of(mode_text)
-    if world == "pool" and mode.name in CACHES:
+    if world == "pool" and mode.name in (*CACHES, *BOUNDS):
         if colon or mode.settings:
             raise BadSettings(f"{mode.name} asks no predictor and takes no settings", hint=f"write {mode.name}")
         return Policy(mode.name, "")
     if mode.name not in registry.MODES:
-        known = dict.fromkeys((*CACHES, *registry.MODES) if world == "pool" else registry.MODES)
+        known = dict.fromkeys((*CACHES, *registry.MODES, *BOUNDS) if world == "pool" else registry.MODES)
         raise BadSettings(f"there is no policy {mode.name!r}", hint=f"these exist: {', '.join(known)}")
     usual = registry.preload(mode.text).predictor
     predictor = registry.Spec.of(predictor_text if colon else usual)
@@ -130,9 +131,12 @@ def label(row: dict[str, Any]) -> str:
 
 
 def check(settings: Settings, cases: list[Case]) -> None:
-    """Raises BadSettings for what no run could be made of."""
+    """Raises BadSettings for what no run could be made of, and BadInput for a trace that cannot be read."""
     for case in cases:
-        policy_of(case.policy, settings.world)
+        mode = policy_of(case.policy, settings.world).mode
+        if mode in BOUNDS:
+            whole = settings.minutes is None and settings.cap_per_minute is None
+            bounding.check(mode, case.trace, whole=whole)
         if not 0.0 < case.budget <= 100.0:
             raise BadSettings(f"a budget of {case.budget}", hint="a share of all functions' size, such as 0.1")
     if not 0.0 <= settings.warmup < 1.0:
@@ -276,9 +280,13 @@ def details(settings: Settings, case: Case, progress: Callable[[int], None] | No
     first = bisect_left(work.times, since)
     timeline = Timeline(range(first, first + TIMELINE))
     policy = policy_of(case.policy, settings.world)
-    simulate = _in_pool if settings.world == "pool" else _in_containers
-    with _rare_collections():
-        simulate(settings, case.trace, policy, budget, tally, timeline, progress)
+    decided: dict[str, Any] | None = None
+    if policy.mode in BOUNDS:
+        decided = bounding.row(policy.mode, case.trace, work, budget, since)
+    else:
+        simulate = _in_pool if settings.world == "pool" else _in_containers
+        with _rare_collections():
+            simulate(settings, case.trace, policy, budget, tally, timeline, progress)
     total = tally.total()
     return {
         "settings": msgspec.to_builtins(settings),
@@ -292,10 +300,10 @@ def details(settings: Settings, case: Case, progress: Callable[[int], None] | No
             "budget_fraction": case.budget,
             "budget_mb": budget / MB,
             "functions": len(work.functions),
-            **total.row(),
+            **(decided or total.row()),
             "seed": settings.seed,
         },
-        "classes": {name: one.row() for name, one in tally.tallies.items()},
+        "classes": {} if decided else {name: one.row() for name, one in tally.tallies.items()},
         "cdf": {
             "e2e_ms": _percentiles(total.e2e),
             "warming_loading_ms": _percentiles(total.waited),

@@ -22,11 +22,9 @@ SPELLED = {
 
 
 def of(runs: Iterable[Run]) -> tuple[str, ...]:
-    """One line for runs that one command can make. Bounds are none of `simulate`'s."""
+    """One line for runs that one command can make."""
     found: dict[str, dict[str, list[str]]] = {}
     for run in runs:
-        if run.is_bound:
-            continue
         line = _line(run.command, run.row.trace, run.setting)
         lists = found.setdefault(line, {"--policies": [], "--budgets": []})
         if run.command == "simulate":

@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from instainfer.errors import BadInput, BadSettings
+from instainfer.lab.bounding import BOUNDS
 from instainfer.policies import registry
 
 VERSION = 1
 #: Commands whose rows are runs of a policy; all others are benchmarks.
 RUNS = ("simulate", "replay")
-#: Names of bounds where a row is one (`instainfer.lab.bounds`).
-BOUNDS = ("KEEP", "JIT", "HAZARD")
 _LONGEST = 200  # characters of a text: names of files are shorter
 
 Number = float | None
@@ -55,6 +54,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     zygote_gb_s: Number = None
     harmed_fraction: Number = None
     harm_mean_ms: Number = None
+    gap_fraction: Number = None
     rejected: int = 0
     late_fraction: Number = None
     errors: int | None = None

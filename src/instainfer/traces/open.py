@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from instainfer.errors import BadInput
-from instainfer.traces import activations, azure2019, azure2021, csvfile, table
+from instainfer.traces import activations, azure2019, azure2021, csvfile, recipe, table
 from instainfer.traces.base import MINUTE_S, Trace, few
 
 _EXPECTED = (
     "a trace is an Azure 2019 invocations file (HashFunction, then one column a minute) or a folder of its files, "
-    "an Azure 2021 file (app,func,end_timestamp,duration), a CSV with t_ms,func, or a server's activations "
-    "as JSON lines"
+    "an Azure 2021 file (app,func,end_timestamp,duration), a CSV with t_ms,func, a server's activations as "
+    "JSON lines, or a recipe of a synthetic one"
 )
 _MINUTES = re.compile(r"(\d*):(\d*)", re.ASCII)
 
@@ -29,7 +29,7 @@ def open_trace(
     """`path`: a file, a folder, or the files of several days. `minutes`: positions "A:B", half-open, counted
     from the trace's start; "A:" and ":B" leave one end open. `cap_per_minute`: at most so many arrivals of a
     function a minute. `only`: names of the functions to keep, as `Trace.only` does. `seed` places arrivals
-    differently inside their minutes, where the source does not say.
+    differently inside their minutes, where the source does not say (a recipe has a seed of its own).
 
     Raises BadInput, with what a trace looks like, for anything else.
     """
@@ -44,8 +44,9 @@ def open_trace(
             raise BadInput(f"{folders[0]} holds no trace", hint=_EXPECTED)
     if not files:
         raise BadInput("no file is named", hint=_EXPECTED)
-    records = [file for file in files if activations.is_records(file)]
-    headers = {file: table.header(file) for file in files if file not in records}
+    recipes = [file for file in files if recipe.is_recipe(file)]
+    records = [file for file in files if file not in recipes and activations.is_records(file)]
+    headers = {file: table.header(file) for file in files if file not in recipes and file not in records}
     if counted := [file for file in headers if azure2019.is_invocations(headers[file])]:
         watched = sum(name.isdigit() for file in counted for name in headers[file])
         return azure2019.read(
@@ -57,7 +58,7 @@ def open_trace(
             only=only,
             seed=seed,
         )
-    trace = _single(files, records, headers)
+    trace = _single(files, recipes, records, headers)
     if minutes is not None:
         length = -(-trace.length_s // MINUTE_S)
         start, end = parse_minutes(minutes, int(length)) if isinstance(minutes, str) else minutes
@@ -79,8 +80,9 @@ def parse_minutes(text: str, length: int) -> tuple[int, int]:
     return int(found[1] or 0), int(found[2] or length)
 
 
-def _single(files: list[Path], records: list[Path], headers: dict[Path, list[str]]) -> Trace:
-    known = [
+def _single(files: list[Path], recipes: list[Path], records: list[Path], headers: dict[Path, list[str]]) -> Trace:
+    known: list[tuple[Path, Callable[[Path], Trace]]] = [
+        *((file, lambda file: recipe.read(file).trace) for file in recipes),
         *((file, activations.read) for file in records),
         *((file, azure2021.read) for file in headers if azure2021.is_invocations(headers[file])),
         *((file, csvfile.read) for file in headers if csvfile.is_arrivals(headers[file])),
