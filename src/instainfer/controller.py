@@ -23,6 +23,7 @@ from instainfer.core import events as ev
 from instainfer.core.platform import Platform
 from instainfer.errors import BY_CODE, InstaInferError, Overloaded, Unavailable, from_problem
 from instainfer.eventlog import EventLog
+from instainfer.foresight import Foresight
 from instainfer.model import FunctionSpec
 
 FLUSH_S = 0.5
@@ -58,6 +59,7 @@ class Controller:
         self.specs: dict[str, FunctionSpec] = {}  # by key: what requests are accepted for
         self.nodes: dict[str, ev.NodeJoined] = {}
         self.watcher: Watcher | None = None  # set before `start`
+        self._foresight = Foresight(platform.state.forecast, books.metrics.prediction_error)
         self._agents = {agent.node: agent for agent in agents}
         self._clock = clock
         self._events = events
@@ -112,7 +114,9 @@ class Controller:
         self._events.close()
 
     def _flush(self) -> None:
-        self._give_up(self._clock.now() - self._queue_s)
+        now = self._clock.now()
+        self._give_up(now - self._queue_s)
+        self._foresight.tick(now)
         self._events.flush()
         if self._events.full:
             self._events.begin(
@@ -163,6 +167,7 @@ class Controller:
             said = f"{self._most} requests are under way or wait"
             self._fail(ticket, Overloaded(said, function=spec.key, hint="send it again later", retry_after_s=1.0))
             return ticket
+        self._foresight.arrived(spec.key, ticket.arrived)
         self.feed(ev.RequestArrived(request=request, function=spec.key))
         return ticket
 
@@ -210,6 +215,7 @@ class Controller:
 
     def delete(self, key: str) -> None:
         spec = self.specs.pop(key)
+        self._foresight.forget(key)
         self.feed(ev.FunctionDeleted(function=key))
         self.withdraw(spec.revision)
 

@@ -15,22 +15,24 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+LONG = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0, 86400.0)
 
 
 class Histogram:
-    __slots__ = ("counts", "total")
+    __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
+    def __init__(self, bounds: tuple[float, ...] = BUCKETS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
     def observe(self, value: float) -> None:
-        self.counts[bisect_left(BUCKETS, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
         running, rows = 0, []
-        for bound, count in zip((*map(str, BUCKETS), "+Inf"), self.counts, strict=True):
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             running += count
             rows.append((bound, float(running)))
         return rows
@@ -61,6 +63,7 @@ class Metrics(Collector):
         self.preloads = {"hit": 0, "expired": 0, "evicted": 0, "failed": 0}
         self.wasted_byte_seconds = 0.0
         self.decision = Histogram()
+        self.prediction_error = Histogram(LONG)
         self.gauges: Callable[[], Iterable[Gauge]] = tuple  # read off the platform at a scrape
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -107,6 +110,12 @@ class Metrics(Collector):
         decision = HistogramMetricFamily("instainfer_scheduler_decision_seconds", "Time of one placement pass")
         decision.add_metric((), self.decision.cumulative(), self.decision.total)
         yield decision
+        error = HistogramMetricFamily(
+            "instainfer_prediction_error_seconds",
+            "Between when a function's next call was expected and its coming",
+        )
+        error.add_metric((), self.prediction_error.cumulative(), self.prediction_error.total)
+        yield error
         for name, text, names, rows in self.gauges():
             gauge = GaugeMetricFamily(f"instainfer_{name}", text, labels=names)
             for values, value in rows:

@@ -69,6 +69,14 @@ def test_reachable_without_a_key_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_path_that_no_socket_can_have_is_refused(tmp_path: Path) -> None:
+    deep = tmp_path / ("long" * 20) / ("deep" * 20)
+    said = refused(tmp_path, "--port", "0", "--data-dir", str(deep))
+    assert "too long" in said and "--data-dir" in said
+    assert not deep.exists()
+
+
+@pytest.mark.slow
 def test_ipv6(tmp_path: Path) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:

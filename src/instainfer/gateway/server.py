@@ -56,6 +56,7 @@ log = logging.getLogger("instainfer")
 
 PRUNE_S = 600.0
 KEEP_RECORDS_S = 30 * 86400.0
+LONGEST_SOCKET = 107  # bytes: the kernel's sockaddr_un has 108, the last is NUL
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -110,6 +111,13 @@ async def _serve(settings: Settings) -> None:
 async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None:
     """Start everything, from the store up to the listening sockets; the stack takes it down the other way."""
     data = settings.server.data_dir
+    admin = data / "admin.sock"
+    if (length := len(os.fsencode(admin.absolute()))) > LONGEST_SOCKET:
+        raise BadSettings(
+            f"the path of the data directory is too long for its admin socket: {admin.absolute()} has {length} "
+            f"bytes, a socket's path at most {LONGEST_SOCKET}",
+            hint="give a --data-dir with a shorter path",
+        )
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     stack.enter_context(_alone(data))
     listening = bind(settings.server.host, settings.server.port)
@@ -199,7 +207,6 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         started=clock.now(),
         shadows=beside,
     )
-    admin = data / "admin.sock"
     locked = functools.partial(door.publish, listening.getsockname()[1], admin.absolute())
     stack.callback(door.withdraw, listening.getsockname()[1])
     if access.asked:

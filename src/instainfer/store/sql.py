@@ -1,7 +1,7 @@
 """The store on a relational database: SQLite in WAL mode, or PostgreSQL, by a URL that SQLAlchemy takes.
 
 Core only, no ORM: the rows are few and plain. Statements keep to what both know; what is one's alone sits in
-`_sqlite_engine`, `_postgresql_engine` and `Words`.
+`_sqlite_engine`, `_postgresql_engine` and `tables.Words`.
 """
 
 from __future__ import annotations
@@ -19,155 +19,17 @@ from sqlalchemy.pool import QueuePool
 
 from instainfer.errors import BadSettings, NotFound, Unavailable
 from instainfer.model import Activation, Attempt, FunctionSpec, Job, JobState, Key, Phases, Profile, Quota, Role
+from instainfer.store import tables
 from instainfer.store.base import Answered, LogLine
 
 URL_HINT = "write postgresql://USER:PASSWORD@HOST/DATABASE, or leave it empty for a file in the data directory"
 SCHEMA = 3  # 2: keys and quotas, 3: jobs and answers, in tables of their own
 
 
-class Words(sa.types.TypeDecorator[str]):
-    """Text that a function wrote: PostgreSQL's has no NUL, its bytes have."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        return dialect.type_descriptor(sa.LargeBinary() if dialect.name == "postgresql" else sa.Text())
-
-    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:
-        return value.encode() if value is not None and dialect.name == "postgresql" else value
-
-    def process_result_value(self, value: Any, dialect: sa.Dialect) -> str | None:
-        return bytes(value).decode() if isinstance(value, bytes | memoryview) else value
-
-
-_tables = sa.MetaData()
-_meta = sa.Table("meta", _tables, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text))
-_namespaces = sa.Table(
-    "namespaces",
-    _tables,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("number", sa.Integer, nullable=False, unique=True),
-)
-_keys = sa.Table(
-    "keys",
-    _tables,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("namespace", sa.Text, sa.ForeignKey("namespaces.name"), nullable=False),
-    sa.Column("role", sa.Text, nullable=False),
-    sa.Column("hash", sa.Text, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-)
-_quotas = sa.Table(
-    "quotas",
-    _tables,
-    sa.Column("namespace", sa.Text, sa.ForeignKey("namespaces.name"), primary_key=True),
-    sa.Column("quota", sa.Text, nullable=False),
-)
-_functions = sa.Table(
-    "functions",
-    _tables,
-    sa.Column("namespace", sa.Text, sa.ForeignKey("namespaces.name"), primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("current", sa.Integer, nullable=False, default=0),  # 0: numbered, never deployed
-    sa.Column("deleted", sa.Boolean, nullable=False, default=False),
-    sa.UniqueConstraint("namespace", "number"),
-)
-_of_function = ("functions.namespace", "functions.name")
-_versions = sa.Table(
-    "versions",
-    _tables,
-    sa.Column("namespace", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True),
-    sa.Column("digest", sa.Text, nullable=False),
-    sa.Column("spec", sa.Text, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.ForeignKeyConstraint(("namespace", "name"), _of_function),
-)
-_profiles = sa.Table(
-    "profiles",
-    _tables,
-    sa.Column("namespace", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True),
-    sa.Column("profile", sa.Text, nullable=False),
-    sa.Column("updated", sa.Float, nullable=False),
-    sa.ForeignKeyConstraint(("namespace", "name"), _of_function),
-)
-_pins = sa.Table(
-    "pins",
-    _tables,
-    sa.Column("namespace", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.ForeignKeyConstraint(("namespace", "name"), _of_function),
-)
-_KINDS: dict[type, type[sa.types.TypeEngine[Any]]] = {
-    str: sa.Text,
-    int: sa.BigInteger,
-    float: sa.Float,
-    Phases: sa.Text,
-}
-_FIELDS = {field.name: field.type for field in msgspec.structs.fields(Activation)}
-_SAID = ("error", "hint", "trace")  # fields whose text is a function's
-_activations = sa.Table(
-    "activations",
-    _tables,
-    *(
-        sa.Column(name, Words if name in _SAID else _KINDS[kind], primary_key=name == "id", nullable=False)
-        for name, kind in _FIELDS.items()
-    ),
-    sa.Index("activations_by_namespace", "namespace", sa.text("wall DESC")),
-    sa.Index("activations_by_function", "namespace", "function", sa.text("wall DESC")),
-    sa.Index("activations_by_wall", "wall"),
-)
-_logs = sa.Table(  # no foreign key: lines may be written before the activation that they belong to
-    "logs",
-    _tables,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("activation", sa.Text, nullable=False, index=True),
-    sa.Column("stream", sa.Text, nullable=False),
-    sa.Column("wall", sa.Float, nullable=False),
-    sa.Column("text", Words, nullable=False),
-)
-
-_answers = sa.Table(
-    "answers",
-    _tables,
-    sa.Column("activation", sa.Text, primary_key=True),
-    sa.Column("wall", sa.Float, nullable=False, index=True),
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-)
-_jobs = sa.Table(
-    "jobs",
-    _tables,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("namespace", sa.Text, nullable=False),
-    sa.Column("function", sa.Text, nullable=False),
-    sa.Column("content_type", sa.Text, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("key", sa.Text),  # NULL where there is none: NULLs are not equal to each other
-    sa.Column("digest", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("due", sa.Float, nullable=False),
-    sa.Column("attempts", sa.Text, nullable=False),
-    sa.Column("answer_type", sa.Text, nullable=False),
-    sa.Column("answer", sa.LargeBinary, nullable=False),
-    sa.Column("problem", sa.Text, nullable=False),
-    sa.Column("start", sa.Text, nullable=False),
-    sa.Column("finished", sa.Float, nullable=False),
-    sa.UniqueConstraint("namespace", "function", "key"),
-    sa.Index("jobs_by_state", "state", "created"),
-    sa.Index("jobs_by_namespace", "namespace", sa.text("created DESC")),
-)
-
 _encode = msgspec.json.Encoder().encode
-_COLUMNS, _MARKS = ", ".join(_FIELDS), ", ".join("?" * len(_FIELDS))
+_COLUMNS, _MARKS = ", ".join(tables.FIELDS), ", ".join("?" * len(tables.FIELDS))
 _INSERT = f"INSERT OR REPLACE INTO activations ({_COLUMNS}) VALUES ({_MARKS})"
-_PHASES = list(_FIELDS).index("phases")
+_PHASES = list(tables.FIELDS).index("phases")
 
 
 def _row(activation: Activation) -> tuple[Any, ...]:
@@ -223,18 +85,18 @@ class SqlStore:
     def _open(self) -> None:
         with self._write() as db:
             version = None
-            if sa.inspect(db).has_table(_meta.name):
-                version = db.scalar(sa.select(_meta.c.value).where(_meta.c.key == "schema"))
+            if sa.inspect(db).has_table(tables.meta.name):
+                version = db.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.key == "schema"))
             if version is not None and int(version) > SCHEMA:
                 raise Unavailable(
                     f"the database {self._shown} was written by a newer version: schema {version}, not {SCHEMA}",
                     hint="upgrade instainfer, or give another --data-dir",
                 )
-            _tables.create_all(db)
+            tables.every.create_all(db)
             if version is None:
-                db.execute(sa.insert(_meta).values(key="schema", value=str(SCHEMA)))
+                db.execute(sa.insert(tables.meta).values(key="schema", value=str(SCHEMA)))
             elif int(version) < SCHEMA:
-                db.execute(sa.update(_meta).where(_meta.c.key == "schema").values(value=str(SCHEMA)))
+                db.execute(sa.update(tables.meta).where(tables.meta.c.key == "schema").values(value=str(SCHEMA)))
 
     @property
     def _shown(self) -> str:
@@ -294,43 +156,47 @@ class SqlStore:
 
     def _namespace(self, db: sa.Connection, name: str) -> int:
         # Locked where the database locks rows: whoever numbers a function of it next waits.
-        mine = sa.select(_namespaces.c.number).where(_namespaces.c.name == name).with_for_update()
+        mine = sa.select(tables.namespaces.c.number).where(tables.namespaces.c.name == name).with_for_update()
         number = db.scalar(mine)
         if number is None:
-            number = (db.scalar(sa.select(sa.func.max(_namespaces.c.number))) or 0) + 1
-            db.execute(sa.insert(_namespaces).values(name=name, number=number))
+            number = (db.scalar(sa.select(sa.func.max(tables.namespaces.c.number))) or 0) + 1
+            db.execute(sa.insert(tables.namespaces).values(name=name, number=number))
         return int(number)
 
     def namespaces(self) -> dict[str, int]:
         with self._read() as db:
-            rows = db.execute(sa.select(_namespaces.c.name, _namespaces.c.number).order_by(_namespaces.c.number))
+            rows = db.execute(
+                sa.select(tables.namespaces.c.name, tables.namespaces.c.number).order_by(
+                    tables.namespaces.c.number
+                )
+            )
             return {row.name: row.number for row in rows}
 
     def add_key(self, key: Key) -> None:
         with self._write() as db:
             self._namespace(db, key.namespace)
-            db.execute(sa.insert(_keys).values(**msgspec.structs.asdict(key)))
+            db.execute(sa.insert(tables.keys).values(**msgspec.structs.asdict(key)))
 
     def issued(self) -> list[Key]:
         with self._read() as db:
-            rows = db.execute(sa.select(_keys).order_by(_keys.c.created, _keys.c.id))
+            rows = db.execute(sa.select(tables.keys).order_by(tables.keys.c.created, tables.keys.c.id))
             return [Key(**{**row._mapping, "role": Role(row.role)}) for row in rows]
 
     def delete_key(self, id: str) -> None:
         with self._write() as db:
-            if not db.execute(sa.delete(_keys).where(_keys.c.id == id)).rowcount:
+            if not db.execute(sa.delete(tables.keys).where(tables.keys.c.id == id)).rowcount:
                 raise NotFound(f"there is no key {id!r}", hint="`instainfer namespace ls` shows those there are")
 
     def set_quota(self, namespace: str, quota: Quota) -> None:
         values = {"quota": _encode(quota).decode()}
         with self._write() as db:
             self._namespace(db, namespace)
-            row = self._insert(_quotas).values(namespace=namespace, **values)
+            row = self._insert(tables.quotas).values(namespace=namespace, **values)
             db.execute(row.on_conflict_do_update(index_elements=["namespace"], set_=values))
 
     def quotas(self) -> dict[str, Quota]:
         with self._read() as db:
-            rows = db.execute(sa.select(_quotas).order_by(_quotas.c.namespace))
+            rows = db.execute(sa.select(tables.quotas).order_by(tables.quotas.c.namespace))
             return {row.namespace: msgspec.json.decode(row.quota, type=Quota) for row in rows}
 
     def function_number(self, namespace: str, name: str) -> int:
@@ -339,23 +205,25 @@ class SqlStore:
 
     def _function_number(self, db: sa.Connection, namespace: str, name: str) -> int:
         self._namespace(db, namespace)
-        number = db.scalar(sa.select(_functions.c.number).where(*_is(_functions, namespace, name)))
+        number = db.scalar(sa.select(tables.functions.c.number).where(*_is(tables.functions, namespace, name)))
         if number is None:
             last = db.scalar(
-                sa.select(sa.func.max(_functions.c.number)).where(_functions.c.namespace == namespace)
+                sa.select(sa.func.max(tables.functions.c.number)).where(tables.functions.c.namespace == namespace)
             )
             number = (last or 0) + 1
-            db.execute(sa.insert(_functions).values(namespace=namespace, name=name, number=number))
+            db.execute(sa.insert(tables.functions).values(namespace=namespace, name=name, number=number))
         return int(number)
 
     def add_version(self, spec: FunctionSpec) -> FunctionSpec:
         namespace, name = spec.namespace, spec.name
         with self._write() as db:
             self._function_number(db, namespace, name)
-            last = db.scalar(sa.select(sa.func.max(_versions.c.version)).where(*_is(_versions, namespace, name)))
+            last = db.scalar(
+                sa.select(sa.func.max(tables.versions.c.version)).where(*_is(tables.versions, namespace, name))
+            )
             spec = msgspec.structs.replace(spec, version=(last or 0) + 1)
             db.execute(
-                sa.insert(_versions).values(
+                sa.insert(tables.versions).values(
                     namespace=namespace,
                     name=name,
                     version=spec.version,
@@ -364,12 +232,12 @@ class SqlStore:
                     created=spec.wall,
                 )
             )
-            now = sa.update(_functions).where(*_is(_functions, namespace, name))
+            now = sa.update(tables.functions).where(*_is(tables.functions, namespace, name))
             db.execute(now.values(current=spec.version, deleted=False))
         return spec
 
     def functions(self, namespace: str | None = None) -> list[tuple[FunctionSpec, Profile | None]]:
-        f, v, p = _functions, _versions, _profiles
+        f, v, p = tables.functions, tables.versions, tables.profiles
         chosen = sa.and_(v.c.namespace == f.c.namespace, v.c.name == f.c.name, v.c.version == f.c.current)
         known = sa.and_(p.c.namespace == v.c.namespace, p.c.name == v.c.name, p.c.version == v.c.version)
         query = sa.select(v.c.spec, p.c.profile).select_from(f.join(v, chosen).outerjoin(p, known))
@@ -386,33 +254,43 @@ class SqlStore:
         with self._read() as db:
             self._must_exist(db, namespace, name)
             query = (
-                sa.select(_versions.c.spec).where(*_is(_versions, namespace, name)).order_by(_versions.c.version)
+                sa.select(tables.versions.c.spec)
+                .where(*_is(tables.versions, namespace, name))
+                .order_by(tables.versions.c.version)
             )
             return [_spec.decode(text) for text in db.scalars(query)]
 
     def set_current(self, namespace: str, name: str, version: int) -> FunctionSpec:
         with self._write() as db:
             self._must_exist(db, namespace, name)
-            query = sa.select(_versions.c.version, _versions.c.spec).where(*_is(_versions, namespace, name))
-            there = {row.version: row.spec for row in db.execute(query.order_by(_versions.c.version))}
+            query = sa.select(tables.versions.c.version, tables.versions.c.spec).where(
+                *_is(tables.versions, namespace, name)
+            )
+            there = {row.version: row.spec for row in db.execute(query.order_by(tables.versions.c.version))}
             if version not in there:
                 raise NotFound(
                     f"{namespace}/{name} has no version {version}",
                     hint=f"there are {', '.join(map(str, there))}",
                     function=f"{namespace}/{name}",
                 )
-            db.execute(sa.update(_functions).where(*_is(_functions, namespace, name)).values(current=version))
+            db.execute(
+                sa.update(tables.functions).where(*_is(tables.functions, namespace, name)).values(current=version)
+            )
             return _spec.decode(there[version])
 
     def delete_function(self, namespace: str, name: str) -> None:
         with self._write() as db:
             self._must_exist(db, namespace, name)
-            db.execute(sa.update(_functions).where(*_is(_functions, namespace, name)).values(deleted=True))
-            db.execute(sa.delete(_pins).where(*_is(_pins, namespace, name)))
+            db.execute(
+                sa.update(tables.functions).where(*_is(tables.functions, namespace, name)).values(deleted=True)
+            )
+            db.execute(sa.delete(tables.pins).where(*_is(tables.pins, namespace, name)))
 
     def _must_exist(self, db: sa.Connection, namespace: str, name: str) -> None:
-        f = _functions.c
-        found = sa.select(f.number).where(*_is(_functions, namespace, name), f.deleted.is_(False), f.current > 0)
+        f = tables.functions.c
+        found = sa.select(f.number).where(
+            *_is(tables.functions, namespace, name), f.deleted.is_(False), f.current > 0
+        )
         if db.scalar(found) is None:
             raise NotFound(
                 f"there is no function {name!r} in namespace {namespace!r}",
@@ -424,20 +302,26 @@ class SqlStore:
         values = {"profile": _encode(profile).decode(), "updated": wall}
         with self._write() as db:
             self._must_exist(db, namespace, name)
-            row = self._insert(_profiles).values(namespace=namespace, name=name, version=version, **values)
+            row = self._insert(tables.profiles).values(namespace=namespace, name=name, version=version, **values)
             db.execute(row.on_conflict_do_update(index_elements=["namespace", "name", "version"], set_=values))
 
     def set_pin(self, namespace: str, name: str, pinned: bool) -> None:
         with self._write() as db:
             if pinned:
                 self._must_exist(db, namespace, name)
-                db.execute(self._insert(_pins).values(namespace=namespace, name=name).on_conflict_do_nothing())
+                db.execute(
+                    self._insert(tables.pins).values(namespace=namespace, name=name).on_conflict_do_nothing()
+                )
             else:
-                db.execute(sa.delete(_pins).where(*_is(_pins, namespace, name)))
+                db.execute(sa.delete(tables.pins).where(*_is(tables.pins, namespace, name)))
 
     def pins(self) -> list[tuple[str, str]]:
         with self._read() as db:
-            rows = db.execute(sa.select(_pins.c.namespace, _pins.c.name).order_by(_pins.c.namespace, _pins.c.name))
+            rows = db.execute(
+                sa.select(tables.pins.c.namespace, tables.pins.c.name).order_by(
+                    tables.pins.c.namespace, tables.pins.c.name
+                )
+            )
             return [(row.namespace, row.name) for row in rows]
 
     # ---- activations and logs
@@ -452,14 +336,14 @@ class SqlStore:
                 # SQLAlchemy's takes, which looks every value of every row up by its column's name.
                 db.exec_driver_sql(_INSERT, [_row(activation) for activation in activations])
             elif activations:
-                names = list(_FIELDS)
+                names = list(tables.FIELDS)
                 rows = [dict(zip(names, _row(activation), strict=True)) for activation in activations]
-                db.execute(self._replace(_activations, "id"), rows)
+                db.execute(self._replace(tables.activations, "id"), rows)
             if lines:
-                db.execute(sa.insert(_logs), lines)
+                db.execute(sa.insert(tables.logs), lines)
             if answers:
                 rows = [msgspec.structs.asdict(answer) for answer in answers]
-                db.execute(self._replace(_answers, "activation"), rows)
+                db.execute(self._replace(tables.answers, "activation"), rows)
 
     def activations(
         self,
@@ -471,8 +355,8 @@ class SqlStore:
         since: float | None = None,
         upto: float | None = None,
     ) -> list[Activation]:
-        c = _activations.c
-        query = sa.select(_activations).order_by(c.wall.desc(), c.id.desc()).limit(limit).offset(skip)
+        c = tables.activations.c
+        query = sa.select(tables.activations).order_by(c.wall.desc(), c.id.desc()).limit(limit).offset(skip)
         if namespace is not None:
             query = query.where(c.namespace == namespace)
         if function is not None:
@@ -486,13 +370,13 @@ class SqlStore:
 
     def activation(self, id: str) -> Activation:
         with self._read() as db:
-            row = db.execute(sa.select(_activations).where(_activations.c.id == id)).one_or_none()
+            row = db.execute(sa.select(tables.activations).where(tables.activations.c.id == id)).one_or_none()
         if row is None:
             raise NotFound(f"there is no activation {id!r}", hint="`instainfer activations` shows the latest")
         return _activation(row)
 
     def logs(self, activation: str) -> list[LogLine]:
-        c = _logs.c
+        c = tables.logs.c
         query = (
             sa.select(c.activation, c.stream, c.wall, c.text).where(c.activation == activation).order_by(c.number)
         )
@@ -501,23 +385,25 @@ class SqlStore:
 
     def answer(self, activation: str) -> Answered | None:
         with self._read() as db:
-            row = db.execute(sa.select(_answers).where(_answers.c.activation == activation)).one_or_none()
+            row = db.execute(
+                sa.select(tables.answers).where(tables.answers.c.activation == activation)
+            ).one_or_none()
         return None if row is None else Answered(**row._mapping)
 
     # ---- jobs
 
     def save_jobs(self, jobs: Sequence[Job]) -> list[bool]:
-        row = self._insert(_jobs)
+        row = self._insert(tables.jobs)
         changes = ("state", "due", "attempts", "answer_type", "answer", "problem", "start", "finished")
         known = row.on_conflict_do_update(
             index_elements=["id"], set_={name: row.excluded[name] for name in changes}
         )
-        same = sa.select(_jobs.c.id)
+        same = sa.select(tables.jobs.c.id)
         saved = []
         with self._write(durable=True) as db:
             for job in jobs:
                 if job.key:
-                    c = _jobs.c
+                    c = tables.jobs.c
                     taken = db.scalar(
                         same.where(*_of_key(job.namespace, job.function, job.key), c.id != job.id).limit(1)
                     )
@@ -530,7 +416,7 @@ class SqlStore:
 
     def job(self, id: str) -> Job:
         with self._read() as db:
-            row = db.execute(sa.select(_jobs).where(_jobs.c.id == id)).one_or_none()
+            row = db.execute(sa.select(tables.jobs).where(tables.jobs.c.id == id)).one_or_none()
         if row is None:
             raise NotFound(
                 f"there is no job {id!r}", hint="jobs that are over are kept for records.keep_answers_s"
@@ -539,48 +425,59 @@ class SqlStore:
 
     def job_by_key(self, namespace: str, function: str, key: str) -> Job | None:
         with self._read() as db:
-            row = db.execute(sa.select(_jobs).where(*_of_key(namespace, function, key))).one_or_none()
+            row = db.execute(sa.select(tables.jobs).where(*_of_key(namespace, function, key))).one_or_none()
         return None if row is None else _job(row)
 
     def unfinished_jobs(self) -> list[Job]:
-        there = [_NO_BYTES.label(c.name) if c.name == "body" else c for c in _jobs.columns]
+        there = [_NO_BYTES.label(c.name) if c.name == "body" else c for c in tables.jobs.columns]
         open_states = (JobState.WAITING.value, JobState.RUNNING.value)
-        query = sa.select(*there).where(_jobs.c.state.in_(open_states)).order_by(_jobs.c.created, _jobs.c.id)
+        query = (
+            sa.select(*there)
+            .where(tables.jobs.c.state.in_(open_states))
+            .order_by(tables.jobs.c.created, tables.jobs.c.id)
+        )
         with self._read() as db:
             return [_job(row) for row in db.execute(query)]
 
     def jobs(
         self, namespace: str | None = None, *, state: JobState | None = None, limit: int = 50, skip: int = 0
     ) -> list[Job]:
-        there = [_NO_BYTES.label(c.name) if c.name in ("body", "answer") else c for c in _jobs.columns]
-        query = sa.select(*there).order_by(_jobs.c.created.desc(), _jobs.c.id.desc()).limit(limit).offset(skip)
+        there = [_NO_BYTES.label(c.name) if c.name in ("body", "answer") else c for c in tables.jobs.columns]
+        query = (
+            sa.select(*there)
+            .order_by(tables.jobs.c.created.desc(), tables.jobs.c.id.desc())
+            .limit(limit)
+            .offset(skip)
+        )
         if namespace is not None:
-            query = query.where(_jobs.c.namespace == namespace)
+            query = query.where(tables.jobs.c.namespace == namespace)
         if state is not None:
-            query = query.where(_jobs.c.state == state.value)
+            query = query.where(tables.jobs.c.state == state.value)
         with self._read() as db:
             return [_job(row) for row in db.execute(query)]
 
     def prune_answers(self, before: float) -> None:
-        over = _jobs.c.state.in_((JobState.DONE.value, JobState.DEAD.value))
+        over = tables.jobs.c.state.in_((JobState.DONE.value, JobState.DEAD.value))
         with self._write() as db:
-            db.execute(sa.delete(_answers).where(_answers.c.wall < before))
-            db.execute(sa.delete(_jobs).where(over, _jobs.c.finished < before))
+            db.execute(sa.delete(tables.answers).where(tables.answers.c.wall < before))
+            db.execute(sa.delete(tables.jobs).where(over, tables.jobs.c.finished < before))
 
     def prune(self, *, keep_activations: int, keep_s: float, wall: float) -> int:
-        c = _activations.c
+        c = tables.activations.c
         newest = sa.select(c.wall, c.id).order_by(c.wall.desc(), c.id.desc()).offset(keep_activations).limit(1)
         with self._write() as db:
             edge = db.execute(newest).one_or_none()  # the newest that is one too many
             old = c.wall < wall - keep_s
             if edge is not None:
                 old = sa.or_(old, c.wall < edge.wall, sa.and_(c.wall == edge.wall, c.id <= edge.id))
-            gone = db.execute(sa.delete(_activations).where(old)).rowcount
+            gone = db.execute(sa.delete(tables.activations).where(old)).rowcount
             # Lines without an activation also go when old, be it one that was dropped or is still to come.
-            owned = sa.exists().where(_activations.c.id == _logs.c.activation)
+            owned = sa.exists().where(tables.activations.c.id == tables.logs.c.activation)
             oldest = db.scalar(sa.select(sa.func.min(c.wall)))
             db.execute(
-                sa.delete(_logs).where(_logs.c.wall < (wall - keep_s if oldest is None else oldest), ~owned)
+                sa.delete(tables.logs).where(
+                    tables.logs.c.wall < (wall - keep_s if oldest is None else oldest), ~owned
+                )
             )
             return gone
 
@@ -593,7 +490,7 @@ def _is(table: sa.Table, namespace: str, name: str) -> tuple[sa.ColumnElement[bo
 
 
 def _of_key(namespace: str, function: str, key: str) -> tuple[sa.ColumnElement[bool], ...]:
-    c = _jobs.c
+    c = tables.jobs.c
     return c.namespace == namespace, c.function == function, c.key == key
 
 
