@@ -65,6 +65,7 @@ class Sandbox(Section, frozen=True, kw_only=True):
     kind: Literal["auto", "linux", "process"] = "auto"
     pids: Positive = 256  # processes per container
     scratch: Size = 512 * MB  # of /tmp and of /dev/shm, each, per container
+    networks: Names = ()  # private ones that functions with a network may reach, "10.1.0.0/16"
 
 
 class Policy(Section, frozen=True, kw_only=True):

@@ -99,7 +99,7 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     cloneable: bool = False  # a loaded instance of it serves as a template
     mounts: tuple[str, ...] = ()
     strict: bool = False  # isolation = "strict": all others in its container end before it runs
-    network: bool = False
+    network: bool | tuple[str, ...] = False
     costs: Costs = Costs()
 
     @property
@@ -108,8 +108,15 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def zone(self) -> str:
-        """Only functions of one zone may share a container: its namespace, and whether it has a network."""
-        return self.tenant + ("+network" if self.network else "")
+        """Only functions of one zone may share a container: its namespace, and what it may reach."""
+        return self.tenant + reach(self.network)
+
+
+def reach(network: bool | tuple[str, ...]) -> str:
+    """What sets apart those that may reach this from those that may reach something else."""
+    if isinstance(network, bool):
+        return "+network" if network else ""
+    return f"+network[{','.join(sorted(network))}]"
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +155,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any] = {}  # default parameters, merged under the event
     sample: str = ""  # path inside the package of one real input; ends every load with a warm-up call
     sample_type: str = ""
-    network: bool = False
+    network: bool | tuple[str, ...] = False  # True: any public address; or "host:port" and "*.domain:port"
     isolation: str = "freeze"  # or "strict"
     device: str = "cpu"
     cpus: int = 1  # its share of the processors, and its numerical libraries' threads
@@ -178,7 +185,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
         given = sorted(self.variables.items())
         variables = "".join(f"{key}={value}\0" for key, value in given if not key.startswith(OWN_NAMES))
         mark = hashlib.sha256(variables.encode()).hexdigest()[:12] if variables else ""
-        zone = self.namespace + ("+network" if self.network else "")
+        zone = self.namespace + reach(self.network)
         return "|".join((zone, self.environment or self.interpreter, mark))
 
 

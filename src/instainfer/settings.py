@@ -66,7 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     requirements: tuple[str, ...] = ()
     python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
     device: str = "cpu"
-    network: bool = False
+    network: bool | tuple[str, ...] = False
     sample: str = ""
     isolation: str = "freeze"
     cpus: int = 1
@@ -211,6 +211,21 @@ def _table(kind: str) -> Callable[[Any], dict[str, Any]]:
     return read
 
 
+def _network(value: Any) -> bool | tuple[str, ...]:
+    allowed = 'true, false or a list like ["api.example.com:443", "*.example.org:80"], at most 64'
+    if isinstance(value, str):  # from a command line
+        value = value.split(",") if ":" in value else {"true": True, "false": False}.get(value.lower())
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(rule, str) for rule in value) or len(value) > 64:
+        raise _refuse("no list of places", allowed)
+    for rule in value:
+        match = re.fullmatch(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?:([0-9]{1,5})", rule)
+        if match is None or not 0 < int(match[3]) < 65536:
+            raise _refuse(f"{rule[:300]!r} is no place", allowed)
+    return tuple(sorted({rule.lower() for rule in value})) or False
+
+
 def _tensors(value: Any) -> tuple[Tensor, ...]:
     if not isinstance(value, (list, tuple)) or len(value) > MOST_TENSORS:
         raise _refuse("not a list of tensors", f"at most {MOST_TENSORS} tables, each a [[…]] of its own")
@@ -262,7 +277,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "requirements": _requirements,
     "python": _python,
     "device": _text('"cpu": no other device is offered yet', r"cpu"),
-    "network": _flag,
+    "network": _network,
     "sample": _text("the path of a file in the package"),
     "isolation": _text('"freeze" or "strict"', r"freeze|strict"),
     "cpus": _cpus,

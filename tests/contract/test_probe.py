@@ -38,12 +38,12 @@ def test_auto_takes_the_strongest_that_works(tmp_path: Path) -> None:
 
 
 def test_auto_falls_back_to_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_candidates", lambda: [("one", Unable), ("two", Unable)])
+    monkeypatch.setattr(probe, "_candidates", lambda _networks: [("one", Unable), ("two", Unable)])
     assert isinstance(asyncio.run(probe.choose("auto", tmp_path)), ProcessSandbox)
 
 
 def test_linux_does_not_fall_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_candidates", lambda: [("one", Unable), ("two", Unable)])
+    monkeypatch.setattr(probe, "_candidates", lambda _networks: [("one", Unable), ("two", Unable)])
     with pytest.raises(Unavailable, match=r"one: unshare: .*; two: unshare: "):
         asyncio.run(probe.choose("linux", tmp_path))
 

@@ -3,6 +3,7 @@ as a function would, and has to fail in the kernel."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import pytest
 
 from instainfer.sandbox import seccomp
 from instainfer.sandbox.base import Mount
+from instainfer.sandbox.egress import own_addresses
+from instainfer.sandbox.linux import LinuxSandbox
 from tests.contract.sandbox_helpers import VARIANTS, Contract, World
 
 escape = Contract([variant for variant in VARIANTS if variant.values[0] != "process"])
@@ -37,9 +40,11 @@ def result(do, *args):
 """
 
 
-async def attempts(world: World, code: str, mounts: Sequence[Mount] = ()) -> dict[str, Any]:
+async def attempts(
+    world: World, code: str, mounts: Sequence[Mount] = (), egress: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Run code that ends with `say({attempt: outcome})`."""
-    box = await world.box(mounts=mounts)
+    box = await world.box(f"c{len(world.boxes) + 1}", mounts=mounts, egress=egress)
     child = await box.run("hostile", CALLS + code)
     outcome = await child.hear()
     assert isinstance(outcome, dict)
@@ -265,6 +270,115 @@ say({{
             "raw": "EPERM",
             "packet": "EAFNOSUPPORT" if seccomp.supported() else "EPERM",
         }
+
+
+#: What the proxy answers, the status alone where it is a refusal; over sockets, since no library is to help.
+ASK = """
+import socket
+def ask(line, more=""):
+    try:
+        with socket.create_connection(("127.0.0.1", 3128), 10) as way:
+            way.sendall((line + " HTTP/1.1\\r\\n" + more + "\\r\\n").encode())
+            said = b""
+            while got := way.recv(65536):
+                said += got
+        return said.split(b" ")[1].decode() if b"Established" not in said else said.decode()
+    except OSError as error:
+        return type(error).__name__
+"""
+
+
+@escape()
+async def asks_its_proxy_for_what_it_may_not_have(world: World) -> None:
+    """Any public address is allowed, and the server, its neighbours and the metadata service are none."""
+    reached: list[str] = []
+
+    async def never(address: str, port: int) -> Any:
+        reached.append(address)
+        raise ConnectionRefusedError
+
+    assert isinstance(world.sandbox, LinuxSandbox)
+    world.sandbox.connect = never
+    neighbour = await world.box("neighbour", egress=("*",))
+    child = await neighbour.run("listens", """
+        import socket
+        server = socket.create_server(("0.0.0.0", 8080))
+        say("up")
+        server.accept()
+    """)  # fmt: skip
+    assert await child.hear() == "up"
+    own = sorted(own_addresses())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code = (
+            ASK
+            + f"""
+own = {own!r}
+say({{
+    "gateway": ask("CONNECT 127.0.0.1:{port}"),
+    "by name": ask("CONNECT localhost:{port}"),
+    "as a number": ask("CONNECT 2130706433:{port}"),
+    "in short": ask("CONNECT 127.1:{port}"),
+    "in hex": ask("CONNECT 0x7f.0.0.1:{port}"),
+    "anywhere": ask("CONNECT 0.0.0.0:{port}"),
+    "six": ask("CONNECT [::1]:{port}"),
+    "mapped": ask("CONNECT [::ffff:127.0.0.1]:{port}"),
+    "carried": ask("CONNECT [64:ff9b::7f00:1]:{port}"),
+    "plain": ask("GET http://127.0.0.1:{port}/"),
+    "with a user": ask("GET http://example.com@127.0.0.1:{port}/"),
+    "own": [ask("CONNECT %s:{port}" % (f"[{{a}}]" if ":" in a else a)) for a in own],
+    "metadata": ask("GET http://169.254.169.254/latest/meta-data/"),
+    "private": ask("CONNECT 10.0.0.1:80"),
+    "shared": ask("CONNECT 100.64.0.1:80"),
+    "neighbour": ask("CONNECT neighbour:8080"),
+    "its port": result(socket.create_connection, ("127.0.0.1", 8080), 2),
+    "past it": result(socket.create_connection, ("93.184.216.34", 80), 2),
+    "to the server": result(socket.create_connection, ("127.0.0.1", {port}), 2),
+}})
+"""
+        )
+        said = await attempts(world, code, egress=("*",))
+    assert (said.pop("its port"), said.pop("to the server")) == ("ECONNREFUSED", "ECONNREFUSED")
+    assert said.pop("past it") == "ENETUNREACH"
+    assert set(said.pop("own")) == {"403"}
+    assert said.pop("neighbour") == "502"  # nobody knows this name
+    assert said.pop("with a user") == "400"
+    assert set(said.values()) == {"403"}, said
+    assert not reached
+
+
+@escape()
+async def reaches_what_its_rules_name(world: World) -> None:
+    reached = []
+
+    async def there(address: str, port: int) -> Any:
+        reached.append((address, port))
+        return await asyncio.open_connection(*server.sockets[0].getsockname())
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"Established " + await reader.readline())
+        writer.close()
+
+    assert isinstance(world.sandbox, LinuxSandbox)
+    world.sandbox.connect = there
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server:
+        code = (
+            ASK
+            + """
+say({
+    "tunnel": ask("CONNECT 93.184.216.34:443", "\\r\\nhello\\r\\n"),
+    "plain": ask("GET http://93.184.216.34/x?y"),
+    "port": ask("CONNECT 93.184.216.34:22"),
+    "other": ask("CONNECT 93.184.216.35:443"),
+})
+"""
+        )
+        said = await attempts(world, code, egress=("93.184.216.34:443", "93.184.216.34:80"))
+    assert (said["port"], said["other"]) == ("403", "403")
+    assert said["tunnel"].endswith("Established hello\r\n")
+    assert said["plain"] == "Established GET /x?y HTTP/1.1\r\n"
+    assert reached == [("93.184.216.34", 443), ("93.184.216.34", 80)]
 
 
 @escape()

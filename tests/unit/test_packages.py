@@ -381,7 +381,7 @@ def test_requirement_files() -> None:
         ("python = 3.10", "python = 3.1", "quotes"),
         ('python = "2.7"', "2.7", "3.11"),
         ('python = "3.6"', "too old", "3.9"),
-        ('network = "maybe"', "network", "true or false"),
+        ('network = "maybe"', "network", "true, false or a list"),
         ('isolation = "none"', "isolation = 'none'", "strict"),
         ('device = "tpu"', "device = 'tpu'", "cpu"),
         ("batch = 0", "batch", "1 to 1024"),

@@ -39,7 +39,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     load_timeout_s: float = 300.0
     concurrency: int = 1
     batch: Batch | None = None
-    network: bool = False
+    network: bool | tuple[str, ...] = False
     variables: dict[str, str] = {}
     params: dict[str, Any] = {}
     sample: str = ""

@@ -24,6 +24,7 @@ from instainfer.agent.zygotes import UID, Zygotes
 from instainfer.core import actions, events
 from instainfer.errors import BadPackage, InstaInferError, Unavailable
 from instainfer.packages import open_package
+from instainfer.sandbox import egress
 from instainfer.sandbox.base import ContainerSpec, Mount, Sandbox
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,13 @@ ROOM = 64 << 20  # bytes of a zygote's room beyond the zygote's own, for its man
 GONE = ".gone-"  # a package on its way out
 #: Kept: a union would be built and walked for every invocation.
 OF_INSTANCE = (base.Invoke, base.Cancel, actions.Freeze, actions.Thaw, actions.Raise, actions.Offload)
+
+
+def egress_of(revision: base.Revision) -> tuple[str, ...]:
+    """What its containers may reach."""
+    if isinstance(revision.network, tuple):
+        return revision.network
+    return (egress.ANYWHERE,) if revision.network else ()
 
 
 class LocalAgent:
@@ -186,7 +194,7 @@ class LocalAgent:
             ],
             uids=uids,
             cpus=float(revision.threads),
-            network=revision.network,
+            egress=egress_of(revision),
             pids=self._pids,
             scratch=self._scratch,
         )
@@ -272,6 +280,9 @@ class LocalAgent:
 
     def _provide(self, revision: base.Revision) -> None:
         self._withdrawn.discard(revision.id)
+        if revision.network and self.sandbox.enforces.network:
+            variables = {**egress.VARIABLES, **revision.variables}
+            revision = msgspec.structs.replace(revision, variables=variables)
         self._revisions[revision.id] = revision
         arrival = self._arrivals.get(revision.id)
         if arrival is None or (arrival.done() and arrival.exception() is not None):

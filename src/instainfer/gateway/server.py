@@ -137,7 +137,9 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     stack.callback(writer.close)
 
     uid_base = settings.node.uid_base
-    sandbox = await probe.choose(settings.sandbox.kind, data / "sandbox", uid_base=uid_base)
+    sandbox = await probe.choose(
+        settings.sandbox.kind, data / "sandbox", uid_base=uid_base, networks=settings.sandbox.networks
+    )
     agent = LocalAgent(
         sandbox,
         Environments(

@@ -64,7 +64,8 @@ class ContainerSpec:
     uid_base: int  # inner uid 0 is this host uid, inner uid n is uid_base + n (ignored without function_uids)
     limit: int  # bytes
     mounts: Sequence[Mount] = ()
-    network: bool = False
+    network: bool = False  # this machine's own
+    egress: tuple[str, ...] = ()  # what a proxy lets through (sandbox/egress.py), without a network
     pids: int = 256
     scratch: int = 512 << 20  # bytes of /tmp and /dev/shm, each (they count towards the limit)
     cpus: float = 1.0  # its share when processors are short; no ceiling

@@ -2,9 +2,10 @@
 
 The server is big, has threads and many descriptors: forking it is slow, unsafe, and hands all of that to a
 container. So it starts this one (single-threaded, standard library only) and sends it requests over a
-SEQPACKET socketpair, JSON datagrams with the manager's end of a control socket as SCM_RIGHTS:
+SEQPACKET socketpair, JSON datagrams with the manager's end of a control socket, and one over which a container's
+way out is handed back (`egress`: a port that it listens on inside), as SCM_RIGHTS:
 
-    {"op": "create", ...spec...} + fd  ->  {"event": "created", "id", "pid"} + pidfd
+    {"op": "create", ...spec...} + 2 fds ->  {"event": "created", "id", "pid"} + pidfd
                                         |  {"event": "failed", "id", "operation", "error"}
                                        ->  {"event": "exited", "id", "code" | "signal"}
 
@@ -106,7 +107,7 @@ def _identity(name: str) -> dict[str, str]:
     }
 
 
-def _build(request: dict[str, Any], control: int, report: int) -> None:
+def _build(request: dict[str, Any], control: int, handed: int, report: int) -> None:
     """The builder: a child of the launcher, gone when pid 1 is on its own."""
     groups = cgroups.restored(request["groups"]) if request["groups"] else None
     if groups is not None:
@@ -116,6 +117,8 @@ def _build(request: dict[str, Any], control: int, report: int) -> None:
         except OSError as error:
             raise op.OperationFailed("make its cgroup", str(error)) from error
     op.run(isolation(request))
+    if request["egress"]:
+        op.run([op.HandOutListener(request["egress"], handed)])
     proc = os.open("/proc", os.O_PATH)  # pid 1 moves this process too when it changes the root of their mounts
     asks, asked = os.pipe()
     answers, answer = os.pipe()
@@ -247,7 +250,7 @@ class Launcher:
         if not data:
             return False
         request = json.loads(data)
-        control = fds[0]
+        control, handed = fds
         if self._groups is None and request["groups"]:
             self._groups = cgroups.restored(request["groups"])
         reading, report = os.pipe()
@@ -258,8 +261,9 @@ class Launcher:
                 signal.signal(number, signal.SIG_DFL)
             self._server.close()
             os.close(reading)
-            _in_child(report, lambda: _build(request, control, report))
+            _in_child(report, lambda: _build(request, control, handed, report))
         os.close(control)
+        os.close(handed)
         os.close(report)
         self._builders.add(builder)
         self._births[reading] = _Birth(request["id"], builder)

@@ -16,14 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import instainfer.runtime
 from instainfer.errors import Unavailable
-from instainfer.sandbox import cgroups, seccomp
+from instainfer.sandbox import cgroups, egress, seccomp
 from instainfer.sandbox.base import ContainerSpec, Enforces
 from instainfer.sandbox.children import Exit
 from instainfer.sandbox.grouped import GroupedContainer, end_container, pid_namespace
@@ -59,9 +59,13 @@ class LinuxSandbox:
         *,
         privileged: bool | None = None,
         find_groups: Callable[[str], cgroups.Groups | None] = cgroups.find,
+        networks: Sequence[str] = (),
     ) -> None:
         """`state`: a directory of its own. `privileged`: by default, whether this is root. `find_groups` gives
-        the control groups of a name, or None to do without."""
+        the control groups of a name, or None to do without. `networks`: private ones that functions may
+        reach as if they were public."""
+        self._networks = networks
+        self.connect: egress.Connect = egress.connect  # how containers get out
         self._state = State(state)
         self._privileged = os.geteuid() == 0 if privileged is None else privileged
         self._python = Path(sys.executable).resolve()
@@ -108,14 +112,17 @@ class LinuxSandbox:
             self._launcher = _LauncherLink(self._python)
         request = self._request(spec)
         ours, theirs = control_pair()
-        try:
-            manager = await self._launcher.create(request, theirs)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        end = self._end_of(spec.id, manager)
+        handing, handed = socket.socketpair()  # the listening socket comes over it, from inside
+        with handing, handed:
+            try:
+                manager = await self._launcher.create(request, theirs, handed)
+                proxy = self._proxy(spec, handing) if spec.egress else None
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
+        end = self._end_of(spec.id, manager, proxy)
         container: LinuxContainer
         if self._groups is not None:
             container = GroupedContainer(spec.id, ours, self._groups, spec.limit, end, home=manager.home)
@@ -147,6 +154,7 @@ class LinuxSandbox:
             "privileged": self._privileged,
             "ids": mapping(spec.uid_base, spec.uids),
             "network": spec.network,
+            "egress": egress.PORT if spec.egress else 0,
             "limit": spec.limit,
             "pids": spec.pids,
             "filter": seccomp.supported(),
@@ -161,12 +169,24 @@ class LinuxSandbox:
             "groups": None if self._groups is None else cgroups.described(self._groups),
         }
 
+    def _proxy(self, spec: ContainerSpec, handing: socket.socket) -> egress.Proxy:
+        handing.setblocking(False)
+        try:
+            _, fds, _, _ = socket.recv_fds(handing, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            (listener,) = fds
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"container {spec.id} has no way out: {error}") from error
+        rules = egress.Rules(spec.egress, self._networks)
+        return egress.Proxy(socket.socket(fileno=listener), rules, connect=self.connect)
+
     def _prefix(self) -> Path:
         """Of the interpreter, for one that is reached by a link from elsewhere."""
         return self._python.parent.parent
 
-    def _end_of(self, id_: str, manager: Manager) -> Callable[[], Awaitable[None]]:
+    def _end_of(self, id_: str, manager: Manager, proxy: egress.Proxy | None) -> Callable[[], Awaitable[None]]:
         async def end() -> None:
+            if proxy is not None:
+                proxy.close()
             manager.exit.send(signal.SIGKILL)
             while True:  # again: one may be frozen meanwhile
                 for container in tuple(self._containers.values()):
@@ -222,7 +242,7 @@ class _LauncherLink:
         self._exit = Exit(os.pidfd_open(self._process.pid))
         self._loop.add_reader(self._socket.fileno(), self._readable)
 
-    async def create(self, request: dict[str, Any], control: socket.socket) -> Manager:
+    async def create(self, request: dict[str, Any], control: socket.socket, handed: socket.socket) -> Manager:
         """The running manager. Raises Unavailable with the operation that failed."""
         answer: asyncio.Future[Manager] = self._loop.create_future()
         self._wanted[request["id"]] = answer
@@ -231,7 +251,7 @@ class _LauncherLink:
             async with asyncio.timeout(CREATE_S):
                 while True:
                     try:
-                        socket.send_fds(self._socket, [data], [control.fileno()])
+                        socket.send_fds(self._socket, [data], [control.fileno(), handed.fileno()])
                         break
                     except BlockingIOError:  # a burst: it works one request off in a millisecond
                         await asyncio.sleep(0.001)

@@ -148,6 +148,26 @@ class Directory:
 
 
 @dataclass(frozen=True)
+class HandOutListener:
+    """A socket belongs to the network namespace that it was made in, whoever accepts on it."""
+
+    port: int
+    to: int
+
+    def describe(self) -> str:
+        return f"listen on loopback port {self.port} for those outside"
+
+    def execute(self) -> None:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
+            socket.socket(fileno=os.dup(self.to)) as outside,
+        ):
+            listener.bind(("127.0.0.1", self.port))
+            listener.listen(64)
+            socket.send_fds(outside, [b"+"], [listener.fileno()])
+
+
+@dataclass(frozen=True)
 class Bind:
     """Show a host path inside. `optional`: a source that does not exist is no failure."""
 

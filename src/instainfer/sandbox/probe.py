@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from instainfer.errors import BadSettings, InstaInferError, Unavailable
@@ -21,18 +22,24 @@ NAMES = ("auto", "linux", "process")
 HELLO_S = 10.0
 
 
-async def choose(name: str, state: Path, *, uid_base: int = 1_000_000) -> Sandbox:
+async def choose(name: str, state: Path, *, uid_base: int = 1_000_000, networks: Sequence[str] = ()) -> Sandbox:
     """The sandbox called `name`, not started; `auto` is the strongest one that works here.
 
-    `state` is the directory that it will keep. `uid_base` is any base that the platform will use. Raises
-    BadSettings for an unknown name and Unavailable when `linux` was asked for and does not work.
+    `state` is the directory that it will keep. `uid_base` is any base that the platform will use, `networks` are
+    private ones that functions may reach. Raises BadSettings for an unknown name or what is no network, and
+    Unavailable when `linux` was asked for and does not work.
     """
     if name not in NAMES:
         raise BadSettings(f"there is no sandbox {name!r}", hint=f"one of {', '.join(NAMES)}")
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as wrong:
+            raise BadSettings(f"sandbox.networks: {wrong}", hint='a network is written "10.1.0.0/16"') from None
     if name == "process":
         return ProcessSandbox(state)
     refused = []
-    for description, make in _candidates():
+    for description, make in _candidates(networks):
         error = await _try(make, uid_base)
         if error is None:
             return make(state)
@@ -46,11 +53,12 @@ async def choose(name: str, state: Path, *, uid_base: int = 1_000_000) -> Sandbo
     return ProcessSandbox(state)
 
 
-def _candidates() -> list[tuple[str, Callable[[Path], Sandbox]]]:
-    rootless = ("linux without root", lambda state: LinuxSandbox(state, privileged=False))
+def _candidates(networks: Sequence[str]) -> list[tuple[str, Callable[[Path], Sandbox]]]:
+    rootless = ("linux without root", lambda state: LinuxSandbox(state, privileged=False, networks=networks))
     if os.geteuid() != 0:
         return [rootless]
-    return [("linux with root", lambda state: LinuxSandbox(state, privileged=True)), rootless]
+    rooted = ("linux with root", lambda state: LinuxSandbox(state, privileged=True, networks=networks))
+    return [rooted, rootless]
 
 
 async def _try(make: Callable[[Path], Sandbox], uid_base: int) -> str | None:
