@@ -27,8 +27,9 @@ NAMESPACE = "default"
 class Bench:
     """A running server: `client` manages it, `address(name)` is where a function is called."""
 
-    def __init__(self, url: str, client: Client) -> None:
+    def __init__(self, url: str, client: Client, pid: int = 0) -> None:
         self.url = url
+        self.pid = pid
         self.client = client
         self.sandbox = str(client.status()["sandbox"])
 
@@ -93,7 +94,7 @@ def serving(*options: str) -> Iterator[Bench]:
                 start_new_session=True,  # a terminal's ^C is for us: a second signal ends a server uncleanly
             )
         try:
-            yield Bench(*_connect(process, log))
+            yield Bench(*_connect(process, log), process.pid)
         except InstaInferError as error:
             error.detail = error.detail or _tail(log)
             raise
