@@ -189,9 +189,17 @@ class Machine(RuleBasedStateMachine):
             joined = ev.NodeJoined(node="m", memory=memory * MB, zygote_memory=zygote_memory * MB)
             self.world.fed(joined)
 
+    @rule(node=st.sampled_from(["m", "n"]), drain=st.booleans())
+    def node_closes(self, node: str, drain: bool) -> None:
+        self.world.fed(ev.NodeClosed(node=node, drain=drain))
+
+    @rule(node=st.sampled_from(["m", "n"]))
+    def node_opens(self, node: str) -> None:
+        self.world.fed(ev.NodeOpened(node=node))
+
     @precondition(lambda self: "m" in self.world.state.ledger.nodes)
-    @rule()
-    def node_dies(self) -> None:
+    @rule(read=st.booleans())
+    def node_dies(self, read: bool) -> None:
         world = self.world
         inside = {i.id for i in world.state.instances.values() if i.container.node == "m"}
         there = {c.id for c in world.state.containers.values() if c.node == "m"}
@@ -201,7 +209,8 @@ class Machine(RuleBasedStateMachine):
         world.frozen -= inside
         for names in (world.creating, world.destroying, world.importing, world.retiring):
             names[:] = [name for name in names if name not in there]
-        world.fed(ev.NodeLost(node="m"))
+        unread = () if read else tuple(r for r, where in world.running.items() if where in inside)
+        world.fed(ev.NodeLost(node="m", unread=unread))
         assert all(c.node != "m" for c in world.state.containers.values())
 
     @precondition(lambda self: self.world.timers)
@@ -249,6 +258,8 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
+        for node in ("m", "n"):
+            world.fed(ev.NodeOpened(node=node))
         world.settle(until=lambda: False)
         for _ in range(200):  # what still waits, waits for a timer or for memory: let time pass
             if len(world.ended) == len(world.accepted) or not world.timers:

@@ -31,7 +31,7 @@ def can_take(instance: Instance) -> bool:
     if instance.state not in ("ready", "running") or instance.stale:
         return False
     container = instance.container
-    if container.state != "ready" or container.clearing is not None:
+    if container.state != "ready" or container.clearing is not None or container.closed:
         return False
     active = container.active
     if active is None:

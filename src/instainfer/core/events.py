@@ -15,17 +15,58 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pass
 
 
+class HeldInstance(msgspec.Struct, frozen=True, kw_only=True):
+    """One that was loaded under an earlier controller and rests."""
+
+    instance: str
+    function: str
+    revision: str
+    level: Level
+    origin: Origin = Origin.SPAWNED
+    bytes: int = 0
+    served: int = 0
+    frozen: bool = False
+
+
+class HeldContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """One that an earlier controller had made."""
+
+    container: str
+    function: str  # its first owner
+    limit: int
+    mounts: tuple[str, ...] = ()
+    instances: tuple[HeldInstance, ...] = ()
+
+
 class NodeJoined(Event, frozen=True, kw_only=True):
-    """`guests`: the node's sandbox keeps functions of one namespace apart, so that they may share a container."""
+    """`guests`: the node's sandbox keeps functions of one namespace apart, so that they may share a container.
+    `held`: what is there already, all of it at rest."""
 
     node: str
     memory: int
     guests: bool = True
     load_slots: int = 2  # loads at a time before they slow each other
     zygote_memory: int = 0  # bytes that library zygotes may take of `memory`; 0: none are started
+    held: tuple[HeldContainer, ...] = ()
 
 
 class NodeLost(Event, frozen=True, kw_only=True):
+    """Whatever ran there has ended, or counts as ended. `unread`: requests that never reached it."""
+
+    node: str
+    reason: str = ""
+    unread: tuple[int, ...] = ()
+
+
+class NodeClosed(Event, frozen=True, kw_only=True):
+    """Nothing new goes there until NodeOpened: it is not heard of, or (`drain`) to be emptied: then what is idle
+    there ends now and the rest when it is done."""
+
+    node: str
+    drain: bool = False
+
+
+class NodeOpened(Event, frozen=True, kw_only=True):
     node: str
 
 
@@ -65,10 +106,12 @@ class ContainerReady(Event, frozen=True, kw_only=True):
 
 
 class ContainerLost(Event, frozen=True, kw_only=True):
-    """Gone: destroyed as told, failed to start, or died. Every instance in it is gone too."""
+    """Gone: destroyed as told, failed to start, or died. Every instance in it is gone too. `unread` as in
+    InstanceLost."""
 
     container: str
     reason: str = ""
+    unread: tuple[int, ...] = ()
 
 
 class InstanceReady(Event, frozen=True, kw_only=True):
@@ -177,6 +220,8 @@ class PinChanged(Event, frozen=True, kw_only=True):
 AnyEvent = (
     NodeJoined
     | NodeLost
+    | NodeClosed
+    | NodeOpened
     | FunctionDeployed
     | FunctionDeleted
     | RequestArrived

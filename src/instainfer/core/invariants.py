@@ -11,6 +11,8 @@ def check(state: State) -> None:
     for container in state.containers.values():
         promised[container.node] = promised.get(container.node, 0) + container.limit
         _container(state, container.id)
+        assert container.closed == (container.node in state.closed), f"{container.id} is open as its node is not"
+        assert container.node in state.ledger.nodes, f"{container.id} outlives its node"
     for zygote in state.zygotes.values():
         promised[zygote.node] += zygote.bytes
     for node, total in promised.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from instainfer.core import containers, dispatch, residency, supply, zygotes
+from instainfer.core import containers, dispatch, nodes, residency, supply, zygotes
 from instainfer.core import events as ev
 from instainfer.core.actions import Answer, AnyAction, Reject, SetTimer, Why
 from instainfer.core.prices import price
@@ -113,7 +113,10 @@ def container_ready(state: State, event: ev.ContainerReady) -> None:
     function = _created_for(state, container)
     if function is not None:
         function.learn(container_s=_blend(function.costs.container_s, event.seconds))
-        if not function.deleted and (function.queue or function.pinned) and not container.of(function):
+        wanted = (function.queue or function.pinned) and not function.deleted
+        if wanted and container.closed:
+            supply.ensure(state, function)
+        elif wanted and not container.of(function):
             rule = "a request waits: cold start" if function.queue else "it is pinned"
             load = containers.load(state, function, container, Level.LOADED, ahead=False, why=Why(rule=rule))
             load.for_request = function.queue[0].id if function.queue else None
@@ -130,7 +133,8 @@ def _created_for(state: State, container: Container) -> FunctionState | None:
     return None
 
 
-def container_lost(state: State, event: ev.ContainerLost) -> None:
+def container_lost(state: State, event: ev.ContainerLost, *, blamed: bool = True) -> None:
+    """`blamed`: what it was to load or hold may be why."""
     container = state.containers.pop(event.container, None)
     if container is None:
         return
@@ -144,9 +148,13 @@ def container_lost(state: State, event: ev.ContainerLost) -> None:
     for instance in list(container.instances.values()):
         concerned.append(instance.function)
         reason = event.reason or "its container ended"
-        lost(state, instance, reason, code="instance_crashed", expected=expected)
+        lost(
+            state, instance, reason,
+            code="instance_crashed", expected=expected, unread=event.unread, blamed=blamed,
+        )  # fmt: skip
     for function in concerned:
-        if created_for is function and not expected and function.queue and not supply.has_supply(state, function):
+        failed = created_for is function and not expected and blamed
+        if failed and function.queue and not supply.has_supply(state, function):
             dispatch.reject_queue(
                 state, function, "unavailable", event.reason or "its container died", "container"
             )
@@ -241,11 +249,13 @@ def lost(
     expected: bool = False,
     culprit: int | None = None,
     unread: tuple[int, ...] = (),
+    blamed: bool = True,
 ) -> None:
     """An instance is gone, as told or not. Whoever ran in it is told, or is sent again where it had not been
-    read; whoever waited for its load alone is told too, since the next load would end the same way."""
+    read; whoever waited for its load alone is told too, since the next load would end the same way (unless it is
+    not `blamed` for its end)."""
     function = instance.function
-    loading = instance.state == "loading"
+    loading = instance.state == "loading" and blamed
     instance.move(move, state.now)
     for request in list(instance.running.values()):
         if request.id in unread and not function.deleted and dispatch.resend(request):
@@ -310,18 +320,38 @@ def node_joined(state: State, event: ev.NodeJoined) -> None:
     state.guests[event.node] = event.guests
     state.load_slots[event.node] = event.load_slots
     state.zygote_memory[event.node] = event.zygote_memory
+    nodes.adopt(state, event.node, event.held)
     supply.feed_starved(state)
-    if event.zygote_memory:
+    if event.held:
+        supply.prewarm(state)
+    if event.zygote_memory or event.held:
         state.ask_for_pass()
 
 
 def node_lost(state: State, event: ev.NodeLost) -> None:
-    state.ledger.leave(event.node)  # first: what still waits is to start elsewhere
-    zygotes.node_lost(state, event.node)
-    for container in [c for c in state.containers.values() if c.node == event.node]:
-        container_lost(state, ev.ContainerLost(container=container.id, reason=f"node {event.node} was lost"))
-    state.guests.pop(event.node, None)
-    state.load_slots.pop(event.node, None)
+    """What waited for it starts elsewhere; what ran there is told, but for what never reached it."""
+    node = event.node
+    state.ledger.leave(node)  # first: what still waits is to start elsewhere
+    zygotes.node_lost(state, node)
+    there = [container for container in state.containers.values() if container.node == node]
+    for container in there:
+        container.closed = True
+    reason = f"node {node} was lost" + (f": {event.reason}" if event.reason else "")
+    for container in there:
+        lost = ev.ContainerLost(container=container.id, reason=reason, unread=event.unread)
+        container_lost(state, lost, blamed=False)
+    state.guests.pop(node, None)
+    state.load_slots.pop(node, None)
+    state.closed.discard(node)
+
+
+def node_closed(state: State, event: ev.NodeClosed) -> None:
+    for function in nodes.close(state, event.node, drain=event.drain):
+        again(state, function)
+
+
+def node_opened(state: State, event: ev.NodeOpened) -> None:
+    nodes.reopen(state, event.node)
 
 
 def function_deployed(state: State, event: ev.FunctionDeployed) -> None:
@@ -449,6 +479,8 @@ def pin_changed(state: State, event: ev.PinChanged) -> None:
 HANDLERS: dict[type[ev.Event], Callable[[State, Any], None]] = {
     ev.NodeJoined: node_joined,
     ev.NodeLost: node_lost,
+    ev.NodeClosed: node_closed,
+    ev.NodeOpened: node_opened,
     ev.FunctionDeployed: function_deployed,
     ev.FunctionDeleted: function_deleted,
     ev.RequestArrived: request_arrived,

@@ -82,6 +82,11 @@ class Instance(Lifecycle):
         return self.function.deleted or self.revision != self.function.spec.revision
 
     @property
+    def serving(self) -> bool:
+        """Does it take requests, now or when those that it runs are done?"""
+        return self.state in ("ready", "running") and not self.stale and not self.container.closed
+
+    @property
     def evictable(self) -> bool:
         """Not running, not loading, and nobody waits for it."""
         return self.state in ("ready", "imported") and (self.stale or not self.function.queue)
@@ -89,8 +94,8 @@ class Instance(Lifecycle):
 
 class Container(Lifecycle):
     __slots__ = (
-        "active", "clearing", "created", "doomed", "id", "imports", "instances", "last_used", "limit", "mounts",
-        "namespace", "node", "owner", "reserved", "suspended", "thawed", "timer", "uses",
+        "active", "clearing", "closed", "created", "doomed", "id", "imports", "instances", "last_used", "limit",
+        "mounts", "namespace", "node", "owner", "reserved", "suspended", "thawed", "timer", "uses",
     )  # fmt: skip
 
     def __init__(self, id: str, node: str, function: FunctionState, limit: int, now: float) -> None:
@@ -110,7 +115,8 @@ class Container(Lifecycle):
         self.suspended: Instance | None = None  # a load that a run has frozen
         self.clearing: Instance | None = None  # waits until all others are gone (strict isolation)
         self.reserved: FunctionState | None = None  # room is being made for this function
-        self.doomed = False  # its owner was deleted
+        self.doomed = False  # its owner was deleted, or its node is being emptied
+        self.closed = False  # its node takes nothing new
         self.timer: float | None = None  # when its expiry is looked at next
         self.imports = False  # its owner's libraries are to be imported when it is empty
 
@@ -137,14 +143,16 @@ class Container(Lifecycle):
         if self.state != "ready" or self.clearing is not None or self.reserved is not None:
             return False
         for instance in self.instances.values():
-            if instance.running or (instance.function.queue and not instance.stale):
+            if instance.running or (instance.function.queue and not instance.stale and not self.closed):
                 return False
         return True
 
     @property
     def open(self) -> bool:
         """May something be loaded into it now?"""
-        return self.idle and self.clearing is None and self.reserved is None and not self.doomed
+        if self.closed or self.doomed:
+            return False
+        return self.idle and self.clearing is None and self.reserved is None
 
     def of(self, function: FunctionState) -> Instance | None:
         for instance in self.instances.values():
@@ -235,7 +243,9 @@ class State:
         library_policy: LibraryPolicy | None = None,
         *,
         queue_limit: int = 1000,
+        era: str = "",
     ) -> None:
+        """`era`: part of every id, where ids outlive the controller that gave them."""
         self.forecast = forecast
         self.keep_alive = keep_alive
         self.lends = keep_alive if isinstance(keep_alive, Lends) else None
@@ -245,7 +255,9 @@ class State:
         self.policy = policy
         self.library_policy: LibraryPolicy = library_policy or MostSaved()
         self.queue_limit = queue_limit
+        self.era = era
         self.ledger = Ledger()
+        self.closed: set[str] = set()  # nodes that take nothing new
         self.guests: dict[str, bool] = {}
         self.load_slots: dict[str, int] = {}
         self.allowances: dict[str, int] = {}  # by namespace: bytes of its containers' limits; not there: no limit
@@ -267,7 +279,12 @@ class State:
 
     def next_id(self, prefix: str) -> str:
         self._counter += 1
-        return f"{prefix}{self._counter}"
+        return f"{prefix}{self._counter}{self.era}"
+
+    @property
+    def open_nodes(self) -> list[str]:
+        nodes = self.ledger.nodes
+        return [node for node in nodes if node not in self.closed] if self.closed else nodes
 
     def ask_for_pass(self, at: float | None = None) -> None:
         """A placement pass soon (or at `at`); passes asked for meanwhile are one."""

@@ -13,6 +13,7 @@ from instainfer.core.actions import SetTimer, Why
 from instainfer.core.state import Container, FunctionState, Instance, State
 from instainfer.model import Level
 from instainfer.policies.base import ContainerView
+from instainfer.policies.routing import Room, choose
 
 GIVE_UP_S = 1.0  # a request never waits less than this for a busy instance before a further one is started
 
@@ -45,12 +46,12 @@ def has_supply(state: State, function: FunctionState) -> bool:
     """Is any instance there or coming that could serve those who wait?"""
     there = ("imported", "ready", "running")
     return bool(coming(state, function)) or any(
-        i.state in there and not i.stale for i in function.instances.values()
+        i.state in there and not i.stale and not i.container.closed for i in function.instances.values()
     )
 
 
 def needs_more(state: State, function: FunctionState) -> bool:
-    serving = [i for i in function.instances.values() if i.state in ("ready", "running") and not i.stale]
+    serving = [instance for instance in function.instances.values() if instance.serving]
     soon = coming(state, function)
     if not soon and not serving:
         return True
@@ -128,10 +129,26 @@ def over_allowance(state: State, function: FunctionState) -> int:
 
 
 def node_for(state: State, function: FunctionState) -> str | None:
-    """Where a container of its own fits now: rather where its libraries are imported, then where most is free."""
-    free, memory = state.ledger.free, function.spec.memory
-    fits = [node for node in state.ledger.nodes if free(node) >= memory]
-    return min(fits, key=lambda node: (not function.zygote(node), -free(node), node), default=None)
+    """Where a container of its own fits now: rather where it is loaded, then where its libraries are imported,
+    then near its home."""
+    ledger, memory = state.ledger, function.spec.memory
+    open_nodes = state.open_nodes
+    fits = [node for node in open_nodes if ledger.free(node) >= memory]
+    if len(fits) < 2:
+        return fits[0] if fits else None
+    cloneable = function.spec.cloneable and function.clones
+    rooms = [
+        Room(
+            node=node,
+            promised=ledger.promised(node),
+            memory=ledger.memory(node),
+            loaded=cloneable and function.has_template(node),
+            libraries=bool(function.zygote(node)),
+        )
+        for node in fits
+    ]
+    mean = sum(ledger.promised(node) for node in open_nodes) / sum(ledger.memory(node) for node in open_nodes)
+    return choose(function.spec.name, rooms, mean)
 
 
 def into_own(state: State, function: FunctionState, request: int | None, why: str) -> bool:
@@ -207,7 +224,7 @@ def make_room(state: State, function: FunctionState) -> None:
                 containers.destroy(state, state.containers[victim], why)
         return
     for zygotes_too in (False, True) if state.zygotes else (False,):
-        for node in state.ledger.nodes:
+        for node in state.open_nodes:
             leaving = zygotes.leaving(state, node) if state.zygotes else 0
             ready: list[Container] = []
             for container in state.containers.values():
@@ -319,7 +336,8 @@ def rest(state: State, container: Container) -> None:
     if not container.quiet:
         return
     if container.doomed:
-        containers.destroy(state, container, Why(rule="its function was deleted"))
+        rule = "its node is being emptied" if container.closed else "its function was deleted"
+        containers.destroy(state, container, Why(rule=rule))
         return
     if container.timer is None:
         expires = state.keep_alive.expires_at(state.view(container, residents=False))

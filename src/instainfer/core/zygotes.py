@@ -68,7 +68,7 @@ def place(state: State) -> None:
     lacking = [libraries for libraries in state.libraries.values() if _lacks(state, libraries)]
     if not lacking or state.starved:
         return
-    shelves = [_shelf(state, node) for node in state.ledger.nodes if state.zygote_memory.get(node)]
+    shelves = [_shelf(state, node) for node in state.open_nodes if state.zygote_memory.get(node)]
     if not any(shelf.slots for shelf in shelves):
         return  # what loads now asks for a pass when it is done
     known = {libraries.name: libraries for libraries in state.libraries.values() if libraries.functions}
@@ -235,6 +235,12 @@ def lost(state: State, name: str, reason: str, *, refused: bool = False) -> None
         libraries.blocked_until[node] = state.now + backoff_s(libraries.failures[node])
     _drop(state, libraries)
     state.ask_for_pass()
+
+
+def empty(state: State, node: str, why: Why) -> None:
+    """All that is there ends."""
+    for zygote in _on(state, node):
+        end(state, zygote, why)
 
 
 def node_lost(state: State, node: str) -> None:
