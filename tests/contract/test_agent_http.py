@@ -11,14 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
-from instainfer import wire
-from instainfer.agent.base import Answered, Command, Deliver, Progress, Report, Sink, Withdraw
+from instainfer import listening, wire
+from instainfer.agent.base import Answered, Carried, Command, Deliver, Invoke, Progress, Report, Sink, Withdraw
 from instainfer.agent.http_client import HttpAgent
 from instainfer.agent.http_connection import Address, Connection
 from instainfer.agent.http_server import AgentServer, serving
-from instainfer.core import events
+from instainfer.core import actions, events
 from instainfer.core.events import NodeJoined, NodeLost
 from instainfer.errors import BadInput, BadSettings, Unavailable
+from instainfer.model import Level
 from tests.contract.agent_helpers import KEY, PATIENCE_S, Proxy, Reports, world
 
 
@@ -65,9 +66,9 @@ def withdraw(*names: str) -> list[Command]:
 class Client:
     """A controller that speaks the protocol by hand."""
 
-    def __init__(self, url: str, session: str = "s1") -> None:
+    def __init__(self, url: str, session: str = "s1", epoch: int = 0, more: str = "") -> None:
         self._address = Address(url, KEY)
-        self._session = session
+        self._session = f"{session}&epoch={epoch}{more}"
 
     async def post(self, batch: int, commands: list[Command], after: int = 0, body: bytes | None = None) -> int:
         line = await Connection.open(self._address)
@@ -81,7 +82,7 @@ class Client:
 
     async def read(self, after: int, until: Callable[[list[Any]], bool] = bool) -> tuple[int, list[Any]]:
         """Status and the reports after a number, as soon as `until` says that they are enough."""
-        decoder: wire.Decoder[Report | NodeJoined] = wire.Decoder(Report | NodeJoined)
+        decoder: wire.Decoder[Report | NodeJoined | Carried] = wire.Decoder(Report | NodeJoined | Carried)
         got: list[Any] = []
         enough = asyncio.Event()
 
@@ -223,6 +224,89 @@ def test_another_controller_ends_what_runs_and_shuts_the_first_one_out() -> None
     asyncio.run(main())
 
 
+def test_an_earlier_controller_has_no_say_once_a_later_one_came() -> None:
+    async def main() -> None:
+        agent, remembered = Recorder(), list[int]()
+        async with serving(agent, "127.0.0.1", 0, KEY, epoch=3, remember=remembered.append) as url:
+            assert (await Client(url, "s0", epoch=2).read(0))[0] == 409
+            first, second = Client(url, "s1", epoch=3), Client(url, "s2", epoch=4)
+            await first.read(0)
+            assert remembered == []
+            await second.read(0)
+            assert remembered == [4]
+            assert await first.post(1, withdraw("a")) == 409
+            assert (await first.read(0))[0] == 409  # nor may it take the node back
+            assert (await Client(url, "s3", epoch=3).read(0))[0] == 409
+            assert await second.post(1, withdraw("b")) == 204
+        assert agent.commands == withdraw("b")
+        assert agent.starts == 2
+
+    asyncio.run(main())
+
+
+class Keeper(Recorder):
+    """One that can do without a controller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rested = asyncio.Event()
+        self.handed = 0
+
+    async def rest(self, reason: str) -> None:
+        self.rested.set()
+
+    async def hand_over(self, sink: Sink) -> NodeJoined:
+        self.handed += 1
+        self.report = sink
+        held = events.HeldContainer(container="c1", function="ns/f", limit=1)
+        return NodeJoined(node=self.node, memory=1, held=(held,))
+
+
+def test_the_next_controller_is_told_what_is_held() -> None:
+    async def main() -> None:
+        agent = Keeper()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            await Client(url, "s1", epoch=1).read(0)
+            _, [joined] = await Client(url, "s2", epoch=2).read(0)
+            assert [one.container for one in joined.held] == ["c1"]
+            assert (agent.starts, agent.handed, agent.ends) == (1, 1, 0)
+
+    asyncio.run(main())
+
+
+def test_a_node_whose_controller_is_not_heard_of_ends_what_it_runs() -> None:
+    async def main() -> None:
+        agent = Keeper()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            await Client(url, more="&lease=50").read(0)
+            await asyncio.wait_for(agent.rested.wait(), PATIENCE_S)
+
+    asyncio.run(main())
+
+
+def test_a_controller_that_has_nothing_to_say_is_heard_of() -> None:
+    async def main() -> None:
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        agent = Recorder()
+        app = AgentServer(agent, KEY)
+
+        async def watched(scope: Any, receive: Any, send: Any) -> None:
+            if scope["method"] == "POST":
+                heard.put_nowait(scope["path"])
+            await app(scope, receive, send)
+
+        with listening.bind("127.0.0.1", 0) as bound:
+            async with listening.serving(watched, bound):
+                remote, _ = await joined(agent, listening.url(bound), lost_s=1.0)
+                for _ in range(3):
+                    assert await asyncio.wait_for(heard.get(), PATIENCE_S) == "/agent/commands"
+                await remote.aclose()
+                await app.aclose()
+        assert not agent.commands
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("key", ["", "wrong", KEY + "x"])
 def test_nothing_without_the_key(key: str) -> None:
     async def main() -> None:
@@ -328,7 +412,8 @@ def test_a_node_out_of_reach_is_lost_once_and_can_be_joined_anew() -> None:
             assert (await reports.until(NodeLost)).node == "n1"
             remote.send(Withdraw(revision="b"))
             await remote.aclose()
-            assert reports.seen == [NodeLost(node="n1")]
+            assert len(reports.all(NodeLost)) == 1
+            assert not reports.all(Progress)
             again, fresh = await joined(agent, url)
             again.send(Withdraw(revision="c"))
             await agent.until(1)
@@ -337,6 +422,106 @@ def test_a_node_out_of_reach_is_lost_once_and_can_be_joined_anew() -> None:
             await again.aclose()
         assert agent.commands == withdraw("c")
         assert agent.starts == 2
+
+    asyncio.run(main())
+
+
+def invoke(request: int, instance: str = "i1") -> Invoke:
+    return Invoke(request=request, instance=instance, activation="a", content_type="", body=b"")
+
+
+def test_a_request_that_crosses_the_loss_of_its_instance_is_known_to_be_unread() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            proxy = Proxy("127.0.0.1", int(url.rpartition(":")[2]))
+            await proxy.start()
+            remote, reports = await joined(agent, proxy.url)
+            remote.send(invoke(1))
+            await agent.until(1)
+            agent.report(events.InstanceLost(instance="i1", unread=()))  # and meanwhile:
+            remote.send(invoke(2))
+            remote.send(invoke(3, "i2"))
+            assert (await reports.until(events.InstanceLost)).unread == (2,)
+            await agent.until(3)
+            agent.report(events.InstanceLost(instance="i2"))
+            assert (await reports.until(events.InstanceLost)).unread == ()
+            await remote.aclose()
+
+    asyncio.run(main())
+
+
+def test_the_same_when_its_container_is_lost() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            remote, reports = await joined(agent, url)
+            why = actions.Why(rule="")
+            remote.send(
+                actions.Load(
+                    instance="i1",
+                    container="c1",
+                    function="f",
+                    revision="f@1",
+                    level=Level.LOADED,
+                    ahead=False,
+                    why=why,
+                )
+            )
+            await agent.until(1)
+            agent.report(events.ContainerLost(container="c1"))
+            remote.send(invoke(1))
+            assert (await reports.until(events.ContainerLost)).unread == (1,)
+            await remote.aclose()
+
+    asyncio.run(main())
+
+
+def test_what_a_lost_node_was_never_sent_is_known() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            proxy = Proxy("127.0.0.1", int(url.rpartition(":")[2]))
+            await proxy.start()
+            remote, reports = await joined(agent, proxy.url, lost_s=0.5)
+            remote.send(invoke(1))
+            await agent.until(1)
+            proxy.refuse()
+            await reports.until(events.NodeClosed)
+            remote.send(invoke(2))
+            assert (await reports.until(NodeLost)).unread == (2,)
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_back_in_time_is_open_again() -> None:
+    async def main() -> None:
+        agent = Recorder()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            proxy = Proxy("127.0.0.1", int(url.rpartition(":")[2]))
+            await proxy.start()
+            remote, reports = await joined(agent, proxy.url, lost_s=1e6)
+            proxy.refuse()
+            await reports.until(events.NodeClosed)
+            await proxy.start(int(proxy.url.rpartition(":")[2]))
+            await reports.until(events.NodeOpened)
+            remote.send(invoke(1))
+            await agent.until(1)
+            await remote.aclose()
+            proxy.refuse()
+
+    asyncio.run(main())
+
+
+def test_a_node_that_stays_goes_on_without_us() -> None:
+    async def main() -> None:
+        agent = Keeper()
+        async with serving(agent, "127.0.0.1", 0, KEY) as url:
+            remote = HttpAgent("n1", url, KEY, stays=True)
+            await remote.start(Reports())
+            await remote.aclose()
+            assert agent.ends == 0
+            assert (await HttpAgent("n1", url, KEY, stays=True).start(Reports())).held
 
     asyncio.run(main())
 

@@ -9,7 +9,7 @@ does nothing: its InstanceLost was reported, or will be.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -216,6 +216,8 @@ Report = (
     | events.ZygoteSampled
     | events.MemorySampled
     | events.NodeLost
+    | events.NodeClosed
+    | events.NodeOpened
     | Missing
     | Answered
     | Part
@@ -225,6 +227,14 @@ Report = (
     | Measured
     | TaskFailed
 )
+
+
+class Carried(Message, frozen=True, kw_only=True):
+    """Over HTTP, before the report of a loss: the last batch of commands that was carried out before it. What was
+    sent later to the one that is lost has not been read."""
+
+    batch: int
+
 
 Sink = Callable[[Report], None]
 
@@ -243,4 +253,18 @@ class Agent(Protocol):
 
     async def aclose(self) -> None:
         """End everything on the node."""
+        ...
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """An agent that can do without its controller for a while: what rests is there for the next one."""
+
+    async def rest(self, reason: str) -> None:
+        """End every container in which something runs or loads, and whatever else is under way: nobody hears how
+        it ends, or another controller may have begun it again."""
+        ...
+
+    async def hand_over(self, sink: Sink) -> events.NodeJoined:
+        """`rest`; from now on reports go to this sink, and the containers that are left are said to be held."""
         ...

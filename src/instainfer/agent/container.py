@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,14 @@ from instainfer.agent.link import Exit, ManagerLink
 from instainfer.agent.room import BOOT, FIRST_UID, Maker, Process, Room
 from instainfer.agent.snapshots import Snapshots
 from instainfer.core import actions
-from instainfer.core.events import ContainerLost, InstanceFailed, InstanceLost, InstanceReady
+from instainfer.core.events import (
+    ContainerLost,
+    HeldContainer,
+    HeldInstance,
+    InstanceFailed,
+    InstanceLost,
+    InstanceReady,
+)
 from instainfer.errors import InstaInferError, Unavailable
 from instainfer.model import Level, Origin
 from instainfer.sandbox.base import Container
@@ -96,6 +103,9 @@ class ContainerHost:
         self.container = container
         self.touched = True  # something ran or loaded since memory was last sampled
         self.residents: dict[str, Resident] = {}
+        self.limit = 0  # these are told on to the next controller
+        self.function = ""
+        self.mounts: tuple[str, ...] = ()
         self.room = Room(container, on_lost=self._manager_lost)
         self._apart = apart  # every function has a uid of its own
         self._sink = report
@@ -120,6 +130,35 @@ class ContainerHost:
             if maker is not None and maker.link.lost is None and resident.host.revision.id == revision:
                 return maker
         return None
+
+    @property
+    def busy(self) -> bool:
+        """Something runs or loads in it, or is to."""
+        if self._gone or self._worker is not None or self._pending:
+            return True
+        return any(resident.host.busy or not resident.host.wanted for resident in self.residents.values())
+
+    def held(self, sizes: Mapping[str, int]) -> HeldContainer:
+        """What there is for another controller. Only where it is not busy."""
+        return HeldContainer(
+            container=self.id,
+            function=self.function,
+            limit=self.limit,
+            mounts=self.mounts,
+            instances=tuple(
+                HeldInstance(
+                    instance=name,
+                    function=f"{resident.host.revision.namespace}/{resident.host.revision.name}",
+                    revision=resident.host.revision.id,
+                    level=resident.host.wanted,
+                    origin=resident.host.origin,
+                    bytes=sizes.get(name, 0),
+                    served=resident.host.served,
+                    frozen=resident.frozen,
+                )
+                for name, resident in self.residents.items()
+            ),
+        )
 
     # ---- commands ------------------------------------------------------------------------------------------
 
@@ -172,6 +211,7 @@ class ContainerHost:
             self.end(work.instance, work.why.rule, "", None)
 
     def _resize(self, limit: int) -> None:
+        self.limit = limit
         try:
             self.container.resize(limit)
         except OSError as error:
@@ -486,6 +526,7 @@ class ContainerHost:
         if self._gone:
             return
         self._gone = True
+        unread = [work.request for work in self._pending if isinstance(work, Invoke)]
         self._pending.clear()
         if self._worker is not None:
             self._worker.cancel()
@@ -494,14 +535,14 @@ class ContainerHost:
         residents = list(self.residents.values())
         self.residents.clear()
         for resident in residents:
-            resident.host.close()
+            unread += resident.host.close()
             if resident.maker is not None:
                 resident.maker.link.close()
             for process in {resident.process, resident.template} - {None}:
                 if process is not None and process.maker.room is not self.room:
                     await process.maker.room.leave(process.name)
         self._node.ended(self.id)
-        self._sink(ContainerLost(container=self.id, reason=reason))
+        self._sink(ContainerLost(container=self.id, reason=reason, unread=tuple(unread)))
 
 
 def interception(

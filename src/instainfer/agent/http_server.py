@@ -1,13 +1,20 @@
 """An agent behind HTTP: commands come in batches, reports go out as one long stream.
 
 A *session* is one controller's use of the node. It begins when a reader asks with an unknown name: whatever an
-earlier session left is ended first, and the first report is NodeJoined. Within it nothing is lost or doubled:
-reports are numbered from 1 and kept until the controller says that it has them, batches of commands are
-numbered from 1 and one that came before is not carried out again.
+earlier session left running is ended first, and the first report is NodeJoined, with what is left at rest. Within
+it nothing is lost or doubled: reports are numbered from 1 and kept until the controller says that it has them,
+batches of commands are numbered from 1 and one that came before is not carried out again.
 
     GET  /agent/reports?session=S&after=N             200, then reports N+1, N+2, … until it is cut
     POST /agent/commands?session=S&batch=B&after=N    204; reports up to N need not be kept
     POST /agent/close?session=S                       204 when everything on the node has ended
+
+Every request carries its controller's `epoch`, too, a number that is larger the later the controller began (0
+where it is not said). Once a later one has had the node, an earlier one gets nothing done here any more.
+
+A session that is given a `lease` (milliseconds) is to be heard of that often: when it is not, what runs on the
+node is ended, so that its controller may begin the same work elsewhere once that time is over. `beat`: how often a
+stream with nothing to say says that.
 
 409: the session is over (another controller took the node, the server started anew or stops, or more was to be
 kept than may be): all that ran in it is lost to the one who asks.
@@ -19,15 +26,15 @@ import asyncio
 import contextlib
 import hmac
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 
 from instainfer import listening, wire
-from instainfer.agent.base import Agent, Command, Report
-from instainfer.core.events import NodeJoined
+from instainfer.agent.base import Agent, Carried, Command, Keeps, Report, Sink
+from instainfer.core.events import ContainerLost, InstanceLost, NodeJoined
 from instainfer.errors import BadInput, BadSettings, Conflict, InstaInferError, NotAllowed, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
@@ -39,8 +46,11 @@ KEPT = 256 << 20  # bytes of reports kept for a controller that does not take th
 class Session:
     """One controller's: what it has been told, and what it has told us."""
 
-    def __init__(self, name: str, kept: int) -> None:
+    def __init__(self, name: str, kept: int, *, beat_s: float = BEAT_S, lease_s: float = 0.0) -> None:
         self.name = name
+        self.beat_s = beat_s
+        self.lease_s = lease_s
+        self.heard = asyncio.get_running_loop().time()  # of its controller
         self.batch = 0  # the last one carried out
         self.over = ""  # why it is, if so
         self.closing = False  # nothing will follow what is kept
@@ -54,13 +64,17 @@ class Session:
     def report(self, report: Report | NodeJoined) -> None:
         if self.over:
             return
-        message = wire.encode(report)
-        self._last += 1
-        self._reports[self._last] = message
-        self._bytes += len(message)
+        if isinstance(report, InstanceLost | ContainerLost):
+            self._keep(wire.encode(Carried(batch=self.batch)))
+        self._keep(wire.encode(report))
         if self._bytes > self._kept and len(self._reports) > 1:
             self.end(f"more than {self._kept >> 20} MB of reports were not taken")
         self.wake.set()
+
+    def _keep(self, message: bytes) -> None:
+        self._last += 1
+        self._reports[self._last] = message
+        self._bytes += len(message)
 
     def took(self, after: int) -> None:
         """Reports up to this number have arrived. Raises Conflict when those behind it are no longer here."""
@@ -91,15 +105,28 @@ class AgentServer:
     """The ASGI app of a node. The agent is started by the first session, and started again, after it has ended
     everything, by a session that takes the node over."""
 
-    def __init__(self, agent: Agent, key: str, *, kept: int = KEPT) -> None:
-        """Raises BadSettings without a key: who reaches this app can run anything on the node."""
+    def __init__(
+        self,
+        agent: Agent,
+        key: str,
+        *,
+        kept: int = KEPT,
+        epoch: int = 0,
+        remember: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
+        """`epoch`: of the latest controller that has had the node; `remember` is told of a later one. Raises
+        BadSettings without a key: who reaches this app can run anything on the node."""
         if not key:
             raise BadSettings("an agent needs a key", hint="give the same one to the controller and its nodes")
         self._agent = agent
         self._expected = f"Bearer {key}".encode()
         self._kept = kept
         self._session: Session | None = None
+        self._epoch = epoch
+        self._remember = remember
         self._changing = asyncio.Lock()  # sessions begin and end one at a time
+        self._watching: asyncio.Task[None] | None = None
+        self._unsure = False  # whether the agent is as it should be: the last beginning did not work
         self._stopped = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -120,12 +147,18 @@ class AgentServer:
         asked = f"{scope['method']} {scope['path']}"
         if not name:
             raise BadInput("which session?")
+        epoch = _number(query, "epoch", 0)
+        if epoch < self._epoch:
+            log.warning("a controller of epoch %d is refused: one of epoch %d has the node", epoch, self._epoch)
+            raise Conflict(
+                f"a later controller (epoch {self._epoch}) has this node: epoch {epoch} has no say here"
+            )
         if asked == "POST /agent/commands":
             commands = await _commands(receive)
             self._carry_out(name, _number(query, "batch"), _number(query, "after"), commands)
             await _answer(send, 204)
         elif asked == "GET /agent/reports":
-            await self._stream(name, _number(query, "after"), receive, send)
+            await self._stream(name, epoch, query, receive, send)
         elif asked == "POST /agent/close":
             await self._close(name)
             await _answer(send, 204)
@@ -138,11 +171,13 @@ class AgentServer:
         async with self._changing:
             if self._session is not None and not self._session.closing:
                 await self._end(self._session)
+            self._watch(None)
 
     # ---- commands
 
     def _carry_out(self, name: str, batch: int, after: int, commands: list[Command]) -> None:
         session = self._current(name)
+        session.heard = asyncio.get_running_loop().time()
         session.took(after)
         if batch <= session.batch:
             return  # it came before; its answer was lost
@@ -162,7 +197,7 @@ class AgentServer:
 
     # ---- sessions
 
-    async def _join(self, name: str) -> Session:
+    async def _join(self, name: str, epoch: int, query: dict[str, list[str]]) -> Session:
         """The session of this name, which begins now unless it is the present one. Raises Unavailable."""
         async with self._changing:
             if self._stopped:
@@ -170,26 +205,64 @@ class AgentServer:
             earlier = self._session
             if earlier is not None and earlier.name == name:
                 return earlier
+            if epoch > self._epoch:
+                self._remember(epoch)
+                self._epoch = epoch
             if earlier is not None:
                 log.info("another controller takes the node")
                 earlier.end("another controller has taken this node")
                 self._session = None
-                if not earlier.closing:
-                    await self._agent.aclose()
-            session = Session(name, self._kept)
+            beat_s, lease_s = _number(query, "beat", int(BEAT_S * 1e3)) / 1e3, _number(query, "lease", 0) / 1e3
+            session = Session(name, self._kept, beat_s=max(beat_s, 0.01), lease_s=lease_s)
             early: list[Report] = []  # reported before it could say that it has joined
             sink = early.append
 
             def report(report: Report) -> None:
                 sink(report)
 
-            joined = await self._agent.start(report)
+            joined = await self._begin(report, running=earlier is not None and not earlier.closing)
             session.report(joined)
             for each in early:
                 session.report(each)
             sink = session.report
             self._session = session
+            self._watch(session)
             return session
+
+    async def _begin(self, report: Sink, *, running: bool) -> NodeJoined:
+        unsure, self._unsure = self._unsure, True  # until this has worked
+        if running and not unsure and isinstance(self._agent, Keeps):
+            joined = await self._agent.hand_over(report)
+        else:
+            if running or unsure:
+                await self._agent.aclose()
+            joined = await self._agent.start(report)
+        self._unsure = False
+        return joined
+
+    def _watch(self, session: Session | None) -> None:
+        """See that this one is heard of, from now on."""
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+        if session is not None and session.lease_s and isinstance(self._agent, Keeps):
+            self._watching = asyncio.create_task(self._look_after(session, self._agent))
+
+    async def _look_after(self, session: Session, agent: Keeps) -> None:
+        loop = asyncio.get_running_loop()
+        while not session.over and not session.closing:
+            left = session.heard + session.lease_s - loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+                continue
+            log.warning("nothing was heard of the controller for %g s: what runs here ends", session.lease_s)
+            try:
+                async with self._changing:
+                    if not session.over and not session.closing:
+                        await agent.rest("its controller was not heard of")
+            except (OSError, InstaInferError):
+                log.exception("what runs here could not be ended")
+            await asyncio.sleep(session.lease_s)
 
     async def _close(self, name: str) -> None:
         async with self._changing:
@@ -204,8 +277,9 @@ class AgentServer:
 
     # ---- reports
 
-    async def _stream(self, name: str, after: int, receive: Any, send: Any) -> None:
-        session = await self._join(name) if after == 0 else self._current(name)
+    async def _stream(self, name: str, epoch: int, query: dict[str, list[str]], receive: Any, send: Any) -> None:
+        after = _number(query, "after")
+        session = await self._join(name, epoch, query) if after == 0 else self._current(name)
         if session.over or session.missed(after):
             raise Conflict(session.over or f"the reports after {after} are not kept any more")
         session.took(after)
@@ -229,7 +303,7 @@ class AgentServer:
                     break
                 else:
                     try:
-                        async with asyncio.timeout(BEAT_S):
+                        async with asyncio.timeout(session.beat_s):
                             await wake.wait()
                     except TimeoutError:
                         await send({"type": "http.response.body", "body": wire.BEAT, "more_body": True})
@@ -276,8 +350,10 @@ async def _commands(receive: Any) -> list[Command]:
     return commands
 
 
-def _number(query: dict[str, list[str]], name: str) -> int:
+def _number(query: dict[str, list[str]], name: str, unsaid: int | None = None) -> int:
     text = query.get(name, [""])[0]
+    if not text and unsaid is not None:
+        return unsaid
     if not text.isdecimal() or len(text) > 18:
         raise BadInput(f"{name} is a number, not {text!r}")
     return int(text)
@@ -293,20 +369,22 @@ async def _answer(send: Any, status: int, body: bytes = b"") -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(agent: Agent, host: str, port: int, key: str, *, kept: int = KEPT) -> AsyncIterator[str]:
+async def serving(
+    agent: Agent,
+    host: str,
+    port: int,
+    key: str,
+    *,
+    kept: int = KEPT,
+    epoch: int = 0,
+    remember: Callable[[int], None] = lambda epoch: None,
+) -> AsyncIterator[str]:
     """Serve within the context; gives the URL (`port` 0: any free one). Its end ends everything on the node.
     Raises BadSettings without a key, Unavailable where it cannot listen."""
-    app = AgentServer(agent, key, kept=kept)
+    app = AgentServer(agent, key, kept=kept, epoch=epoch, remember=remember)
     with listening.bind(host, port) as bound:
         async with listening.serving(app, bound, access_log=False):
             try:
                 yield listening.url(bound)
             finally:
                 await app.aclose()
-
-
-async def serve(agent: Agent, host: str, port: int, key: str) -> None:
-    """Serve until cancelled."""
-    async with serving(agent, host, port, key) as url:
-        log.info("agent %s serves at %s", agent.node, url)
-        await asyncio.get_running_loop().create_future()

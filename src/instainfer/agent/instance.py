@@ -112,6 +112,7 @@ class InstanceHost(asyncio.Protocol):
         self.output = output
         self.failure: InstanceFailed | None = None  # what it said; reported when its process is gone
         self.loading = False
+        self.served = 0  # requests that it was given
         self._report = report
         self._expire = expire
         self._loop = asyncio.get_running_loop()
@@ -205,6 +206,11 @@ class InstanceHost(asyncio.Protocol):
             return
         self._transport.write(frames.encode(frames.CALL, request, meta, body))
         self._latest = request
+        self.served += 1
+
+    @property
+    def busy(self) -> bool:
+        return self.loading or bool(self._calls)
 
     def cancel(self, request: int) -> None:
         if request in self._calls:

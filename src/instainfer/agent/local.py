@@ -79,6 +79,7 @@ class LocalAgent:
         self._containers: dict[str, ContainerHost] = {}
         self._where: dict[str, str] = {}  # instance -> container
         self._tasks: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()  # of them, builds and measurements
         self._closing = False
         self._ticking: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -90,15 +91,47 @@ class LocalAgent:
         await self.sandbox.start()
         # Containers see the runtime read-only: without its bytecode every instance would compile it anew.
         await asyncio.to_thread(compileall.compile_dir, str(BOOT.parent), quiet=2)
-        self._zygotes = Zygotes(self._report, self.sandbox.create, apart=self.sandbox.enforces.function_uids)
+        self._zygotes = self._new_zygotes()
         self._ticking = self._loop.create_task(self._every_second())
+        return self._joined()
+
+    def _new_zygotes(self) -> Zygotes:
+        return Zygotes(
+            lambda report: self._report(report),
+            self.sandbox.create,
+            apart=self.sandbox.enforces.function_uids,
+        )
+
+    def _joined(self, held: tuple[events.HeldContainer, ...] = ()) -> events.NodeJoined:
         return events.NodeJoined(
             node=self.node,
             memory=self._memory,
             guests=self.sandbox.enforces.function_uids or not self.sandbox.enforces.filesystem,
             load_slots=self._load_slots,
             zygote_memory=self._zygote_memory,
+            held=held,
         )
+
+    async def rest(self, reason: str) -> None:
+        for task in self._errands:
+            task.cancel()
+        await asyncio.gather(*self._errands, return_exceptions=True)
+        busy = [host for host in self._containers.values() if host.busy]
+        await asyncio.gather(*(host.close(reason) for host in busy))
+
+    async def hand_over(self, sink: base.Sink) -> events.NodeJoined:
+        """Zygotes end; what was forked from them is held. What was provided has to be provided again."""
+        self._report = lambda report: None  # what is being made for the one before is not for the next
+        await self.rest("another controller takes the node")
+        self._zygotes.end_all("another controller takes the node")
+        self._withdrawn.update(self._revisions)
+        held = []
+        for host in list(self._containers.values()):
+            sizes = await asyncio.to_thread(host.usage)
+            if not host.busy:
+                held.append(host.held(sizes))
+        self._report = sink
+        return self._joined(tuple(held))
 
     def send(self, command: base.Command) -> None:
         if isinstance(command, OF_INSTANCE):
@@ -134,27 +167,33 @@ class LocalAgent:
         elif isinstance(command, base.Retain):
             self._spawn(self._retain(command.environments))
         elif isinstance(command, base.Build):
-            self._spawn(self._answering(command.token, self._build(command)))
+            self._errand(self._answering(command.token, self._build(command, self._report), self._report))
         else:
-            self._spawn(self._answering(command.token, self._measure(command)))
+            self._errand(self._answering(command.token, self._measure(command, self._report), self._report))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         if self._closing:
             work.close()
-            return
+            return None
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
+
+    def _errand(self, work: Coroutine[Any, Any, None]) -> None:
+        if (task := self._spawn(work)) is not None:
+            self._errands.add(task)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._errands.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("agent %s: a task failed", self.node, exc_info=error)
 
     # ---- containers ----------------------------------------------------------------------------------------
 
     async def _create(self, command: actions.CreateContainer) -> None:
-        started = time.monotonic()
+        started, asker = time.monotonic(), self._report
         revision = self._revisions.get(command.revision)
         if revision is None:
             reason = f"{command.revision} was never provided to node {self.node}"
@@ -167,6 +206,10 @@ class LocalAgent:
             reason = error.message if isinstance(error, InstaInferError) else str(error)
             self._report(events.ContainerLost(container=command.container, reason=f"no container: {reason}"))
             return
+        if self._report is not asker:
+            await host.close("another controller has taken the node")
+            return
+        host.function, host.limit, host.mounts = command.function, command.limit, command.mounts
         self._containers[command.container] = host
         self._report(events.ContainerReady(container=command.container, seconds=time.monotonic() - started))
 
@@ -328,18 +371,18 @@ class LocalAgent:
 
     # ---- tasks of a deployment -----------------------------------------------------------------------------
 
-    async def _build(self, command: base.Build) -> None:
+    async def _build(self, command: base.Build, report: base.Sink) -> None:
         built = await self._environments.ensure(
             command.namespace,
             command.uid_base,
             command.requirements,
             command.python,
-            lambda message: self._report(base.Progress(token=command.token, message=message)),
+            lambda message: report(base.Progress(token=command.token, message=message)),
         )
         mounts = tuple(str(path) for path in built.mounts)
-        self._report(base.Built(token=command.token, digest=built.digest, python=str(built.python), mounts=mounts))
+        report(base.Built(token=command.token, digest=built.digest, python=str(built.python), mounts=mounts))
 
-    async def _measure(self, command: base.Measure) -> None:
+    async def _measure(self, command: base.Measure, report: base.Sink) -> None:
         arrival = self._arrivals.get(command.revision)
         if arrival is None:
             raise Unavailable(f"{command.revision} was never provided to node {self.node}", phase="package")
@@ -350,22 +393,22 @@ class LocalAgent:
             revision,
             self._path(revision),
             f"m{command.token}",
-            lambda message: self._report(base.Progress(token=command.token, message=message)),
+            lambda message: report(base.Progress(token=command.token, message=message)),
         )
-        self._report(base.Measured(token=command.token, profile=profile))
+        report(base.Measured(token=command.token, profile=profile))
 
-    async def _answering(self, token: int, work: Coroutine[Any, Any, None]) -> None:
+    async def _answering(self, token: int, work: Coroutine[Any, Any, None], report: base.Sink) -> None:
         """Somebody waits for the answer, whatever becomes of the work."""
         try:
             await work
         except InstaInferError as error:
-            self._report(base.TaskFailed(token=token, problem=error.problem()))
+            report(base.TaskFailed(token=token, problem=error.problem()))
         except Exception as error:
             log.exception("agent %s: a task failed", self.node)
             problem = InstaInferError(
                 f"{type(error).__name__}: {error}", hint="the server's log says more"
             ).problem()
-            self._report(base.TaskFailed(token=token, problem=problem))
+            report(base.TaskFailed(token=token, problem=problem))
 
     async def _retain(self, environments: tuple[str, ...]) -> None:
         await asyncio.to_thread(self._environments.sweep, environments)

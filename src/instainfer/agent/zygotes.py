@@ -202,6 +202,10 @@ class Zygotes:
         else:
             self._report(ZygoteLost(zygote=name, reason=reason))
 
+    def end_all(self, reason: str) -> None:
+        for zygote in tuple(self._all.values()):
+            zygote.end(reason)
+
     def changed(self) -> dict[str, int]:
         """Bytes of each that is ready and not as large any more as was last said. May be called from a thread."""
         found = {}
