@@ -101,6 +101,13 @@ class Books:
             known = self._known.get(getattr(action, "instance", ""))
             self.marks.commanded(action, known.function if known else "", known.container if known else "")
 
+    def adopted(self, held: ev.HeldContainer) -> None:
+        """What a node came with: who made it counted it."""
+        for one in held.instances:
+            known = Known(held.container, one.function, one.revision, False)
+            known.bytes, known.used = one.bytes, True
+            self._known[one.instance] = known
+
     def dispatched(self, ticket: Ticket, action: act.Dispatch, now: float) -> None:
         known = self._known[action.instance]
         ticket.dispatched = now

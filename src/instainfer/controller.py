@@ -13,7 +13,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from instainfer.agent import base as wire
 from instainfer.books import Books, Ticket
@@ -21,7 +21,7 @@ from instainfer.clock import Clock
 from instainfer.core import actions as act
 from instainfer.core import events as ev
 from instainfer.core.platform import Platform
-from instainfer.errors import BY_CODE, InstaInferError, Overloaded, Unavailable, from_problem
+from instainfer.errors import BY_CODE, Conflict, InstaInferError, NotFound, Overloaded, Unavailable, from_problem
 from instainfer.eventlog import EventLog
 from instainfer.foresight import Foresight
 from instainfer.model import FunctionSpec
@@ -39,6 +39,14 @@ class Watcher(Protocol):
     def finished(self, ticket: Ticket) -> None:
         """A request was answered or failed, and is in the books."""
         ...
+
+
+class _Task(NamedTuple):
+    """A build or measurement that somebody waits for."""
+
+    node: str
+    progress: Callable[[str], None]
+    future: asyncio.Future[Any]
 
 
 class Controller:
@@ -60,6 +68,8 @@ class Controller:
         self.nodes: dict[str, ev.NodeJoined] = {}
         self.watcher: Watcher | None = None  # set before `start`
         self._foresight = Foresight(platform.state.forecast, books.metrics.prediction_error)
+        self.lost: Callable[[str], None] = lambda node: None  # hears of a node that is lost, after the core
+        self.draining: set[str] = set()  # nodes that take nothing new until somebody says so
         self._agents = {agent.node: agent for agent in agents}
         self._clock = clock
         self._events = events
@@ -70,10 +80,10 @@ class Controller:
         self._requests = itertools.count(1)
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[act.Answer]] = {}
-        self._tasks: dict[int, tuple[Callable[[str], None], asyncio.Future[Any]]] = {}
+        self._tasks: dict[int, _Task] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._node_of: dict[str, wire.Agent] = {}  # container or zygote -> its agent
-        self._revisions: dict[str, FunctionSpec] = {}
+        self._revisions: dict[str, tuple[FunctionSpec, wire.Revision]] = {}
         self._packages: Callable[[FunctionSpec], bytes]
         self._queue: deque[ev.AnyEvent] = deque()
         self._feeding = False
@@ -90,11 +100,63 @@ class Controller:
         self._packages = packages
         self._events.begin(self.platform.state, now=self._clock.now(), wall=self._clock.wall(), first=1)
         self.books.metrics.gauges = lambda: self.books.gauges(self.platform.state)
-        for agent in self._agents.values():
-            joined = await agent.start(lambda report, agent=agent: self.report(agent, report))  # type: ignore[misc]
-            self.nodes[agent.node] = joined
-            self.feed(joined)
+        for agent in list(self._agents.values()):
+            await self.join(agent)
         self._flush()
+
+    async def join(self, agent: wire.Agent) -> None:
+        """A node comes in, now or later: all that is deployed may run there, and what it holds goes on. Raises
+        Unavailable; Conflict where a node of this name is in already."""
+        node = agent.node
+        if node in self.nodes:
+            raise Conflict(f"there is a node {node} already", hint="every node has a name of its own")
+        early: list[wire.Report] = []  # before it is known to have joined
+
+        def report(report: wire.Report) -> None:
+            if self._agents.get(node) is agent:
+                self.report(agent, report)
+            elif not entered:
+                early.append(report)
+
+        entered = False
+        joined = await agent.start(report)
+        entered = True
+        self._agents[node] = agent
+        self.nodes[node] = joined
+        for _, revision in self._revisions.values():
+            agent.send(wire.Provide(revision=revision))
+        for held in joined.held:
+            self._node_of[held.container] = agent
+            self.books.adopted(held)
+        self.feed(joined)
+        if node in self.draining:
+            self.feed(ev.NodeClosed(node=node, drain=True))
+        for each in early:
+            report(each)
+
+    async def leave(self, node: str) -> None:
+        """The node goes, and with it whatever is there. `drain_node` first lets it finish."""
+        agent = self._agents.get(node)
+        if agent is not None and node in self.nodes:
+            self._node_lost(agent, ev.NodeLost(node=node, reason="it was told to leave"))
+            await agent.aclose()
+
+    def drain_node(self, node: str) -> None:
+        """Nothing new goes there, what is idle there ends, what runs is finished. Raises NotFound."""
+        self._known(node)
+        self.draining.add(node)
+        self.feed(ev.NodeClosed(node=node, drain=True))
+
+    def open_node(self, node: str) -> None:
+        """Take `drain_node` back. Raises NotFound."""
+        self._known(node)
+        self.draining.discard(node)
+        self.feed(ev.NodeOpened(node=node))
+
+    def _known(self, node: str) -> None:
+        if node not in self.nodes:
+            there = ", ".join(sorted(self.nodes)) or "none"
+            raise NotFound(f"there is no node {node}", hint=f"the nodes are: {there}")
 
     async def drain(self, seconds: float) -> None:
         """Wait until all accepted requests are answered; those left after `seconds` get an error."""
@@ -107,7 +169,7 @@ class Controller:
     async def aclose(self) -> None:
         for timer in self._timers.values():
             timer.cancel()
-        for agent in self._agents.values():
+        for agent in list(self._agents.values()):
             await agent.aclose()
         if self._flusher is not None:
             self._flusher.cancel()
@@ -200,7 +262,7 @@ class Controller:
             self.withdraw(before.revision)
 
     def provide(self, spec: FunctionSpec, revision: wire.Revision) -> None:
-        self._revisions[revision.id] = spec
+        self._revisions[revision.id] = spec, revision
         for agent in self._agents.values():
             agent.send(wire.Provide(revision=revision))
 
@@ -225,13 +287,19 @@ class Controller:
         """Run a Build or Measure on a node; returns Built or Measured, raises what TaskFailed says."""
         token = next(self._tokens)
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._tasks[token] = (progress, future)
-        agent = self._agents[node] if node is not None else next(iter(self._agents.values()))
+        agent = self._agents[self._any_node() if node is None else node]
+        self._tasks[token] = _Task(agent.node, progress, future)
         agent.send(make(token))
         try:
             return await future
         finally:
             self._tasks.pop(token, None)
+
+    def _any_node(self) -> str:
+        """Raises Unavailable where there is none."""
+        for node in self.platform.state.open_nodes or self.nodes:
+            return node
+        raise Unavailable("no node has joined", hint="`instainfer cluster status` shows them", retry_after_s=5.0)
 
     # ---- events in, actions out ----------------------------------------------------------------------------
 
@@ -349,28 +417,32 @@ class Controller:
             self._answered(report)
         elif type(report) is wire.Part:
             self._part(report)
+        elif isinstance(report, ev.NodeLost):
+            self._node_lost(agent, report)
+        elif isinstance(report, ev.NodeOpened) and report.node in self.draining:
+            pass
         elif isinstance(report, ev.Event):
             self._event(report)
         elif isinstance(report, wire.Logged):
             ticket = self._tickets.get(report.request) if report.request is not None else None
             if ticket is not None:
                 ticket.logs = report.logs  # its InstanceLost follows and ends it
-            elif (spec := self._revisions.get(report.revision)) is not None:
-                self.books.logged(report, spec.key)
+            elif (known := self._revisions.get(report.revision)) is not None:
+                self.books.logged(report, known[0].key)
         elif isinstance(report, wire.Missing):
-            spec = self._revisions.get(report.revision)
-            if spec is not None:
-                agent.send(wire.Deliver(revision=report.revision, package=self._packages(spec)))
+            known = self._revisions.get(report.revision)
+            if known is not None:
+                agent.send(wire.Deliver(revision=report.revision, package=self._packages(known[0])))
         elif isinstance(report, wire.Progress):
             if (task := self._tasks.get(report.token)) is not None:
-                task[0](report.message)
+                task.progress(report.message)
         elif isinstance(report, wire.Built | wire.Measured | wire.TaskFailed):
             task = self._tasks.get(report.token)
-            if task is not None and not task[1].done():
+            if task is not None and not task.future.done():
                 if isinstance(report, wire.TaskFailed):
-                    task[1].set_exception(from_problem(report.problem))
+                    task.future.set_exception(from_problem(report.problem))
                 else:
-                    task[1].set_result(report)
+                    task.future.set_result(report)
 
     def _event(self, event: ev.Event) -> None:
         if isinstance(event, ev.InstanceLost):
@@ -378,17 +450,46 @@ class Controller:
             self.books.learn(event, expected=instance is None or instance.state == "ending")
         else:
             self.books.learn(event)
+        unread = event.unread if isinstance(event, ev.InstanceLost | ev.ContainerLost) else ()
+        before = self._given(unread)
         self.feed(event)  # type: ignore[arg-type] # the events among an agent's reports are the core's
-        if isinstance(event, ev.InstanceLost):
-            for request in event.unread:
-                ticket = self._tickets.get(request)
-                if ticket is not None and ticket.instance == event.instance:  # it waits again
-                    ticket.instance = ticket.container = ""
+        self._wait_again(before)
         if isinstance(event, ev.ContainerLost):
             self._loop.call_soon(self._node_of.pop, event.container, None)
         elif isinstance(event, ev.ZygoteLost):
             self._node_of.pop(event.zygote, None)
         self._loop.call_soon(self.books.forget, event)
+
+    def _given(self, requests: tuple[int, ...]) -> list[tuple[Ticket, str]]:
+        """With the instances that they were given to."""
+        tickets = [ticket for request in requests if (ticket := self._tickets.get(request)) is not None]
+        return [(ticket, ticket.instance) for ticket in tickets]
+
+    def _wait_again(self, before: list[tuple[Ticket, str]]) -> None:
+        """Those of them that nobody else was given to meanwhile."""
+        for ticket, instance in before:
+            if ticket.instance == instance:
+                ticket.instance = ticket.container = ""
+
+    def _node_lost(self, agent: wire.Agent, event: ev.NodeLost) -> None:
+        node = event.node
+        if self.nodes.pop(node, None) is None:
+            return
+        del self._agents[node]
+        gone = [ev.ContainerLost(container=name) for name, at in self._node_of.items() if at is agent]
+        for lost in gone:
+            self.books.learn(lost)
+        before = self._given(event.unread)
+        self.feed(event)
+        self._wait_again(before)
+        for lost in gone:
+            self._node_of.pop(lost.container, None)
+            self._loop.call_soon(self.books.forget, lost)
+        for task in self._tasks.values():
+            if task.node == node and not task.future.done():
+                said = f"node {node} was lost" + (f": {event.reason}" if event.reason else "")
+                task.future.set_exception(Unavailable(said, hint="try again", retry_after_s=1.0))
+        self.lost(node)
 
     def _part(self, report: wire.Part) -> None:
         ticket = self._tickets.get(report.request)

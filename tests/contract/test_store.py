@@ -108,6 +108,11 @@ def test_numbers_are_stable_unique_and_never_reused(store: Store) -> None:
     assert store.function_number("new", "f") == 1
 
 
+def test_epochs_rise(store: Store) -> None:
+    first = store.next_epoch()
+    assert [store.next_epoch(), store.next_epoch()] == [first + 1, first + 2]
+
+
 def test_keys_and_quotas(store: Store) -> None:
     old = Key(id="1", namespace="a", role=Role.INVOKE, hash="00", created=1.0)
     new = Key(id="0", namespace="b", role=Role.ADMIN, hash="11", created=2.0)

@@ -96,6 +96,10 @@ class Session:
     def read_by(self, reader: int) -> bool:
         return self.reader == reader and not self.over
 
+    @property
+    def live(self) -> bool:
+        return not self.over and not self.closing
+
     def missed(self, after: int) -> bool:
         """Whether a report that follows `after` is no longer kept."""
         return after + 1 < next(iter(self._reports), self._last + 1)
@@ -250,7 +254,7 @@ class AgentServer:
 
     async def _look_after(self, session: Session, agent: Keeps) -> None:
         loop = asyncio.get_running_loop()
-        while not session.over and not session.closing:
+        while session.live:
             left = session.heard + session.lease_s - loop.time()
             if left > 0:
                 await asyncio.sleep(left)
@@ -258,7 +262,7 @@ class AgentServer:
             log.warning("nothing was heard of the controller for %g s: what runs here ends", session.lease_s)
             try:
                 async with self._changing:
-                    if not session.over and not session.closing:
+                    if session.live:
                         await agent.rest("its controller was not heard of")
             except (OSError, InstaInferError):
                 log.exception("what runs here could not be ended")

@@ -101,6 +101,8 @@ def begin(state: State, function: FunctionState) -> bool:
     if into_own(state, function, request, why) or (state.lends and into_lent(state, function, request, why)):
         return True
     need, largest = function.spec.memory, state.ledger.largest
+    if not largest:
+        return False  # no node is there yet, or any more
     if need > largest:
         reason = f"it declares {need >> 20} MB and no node has more than {largest >> 20} MB for containers"
         dispatch.reject_queue(state, function, "overloaded", reason)
@@ -255,7 +257,7 @@ def make_room(state: State, function: FunctionState) -> None:
                             state, [zygote], needed(function, ours=zygote.libraries.namespace == tenant)
                         )
                     return
-    if conduct.drops and not has_supply(state, function):
+    if conduct.drops and state.ledger.largest and not has_supply(state, function):
         state.starved.pop(function.spec.name, None)
         reason = f"no eviction makes room for its container of {function.spec.memory >> 20} MB"
         dispatch.reject_queue(state, function, "overloaded", reason)

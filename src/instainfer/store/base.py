@@ -41,6 +41,11 @@ class Store(Protocol):
 
     def namespaces(self) -> dict[str, int]: ...
 
+    def next_epoch(self) -> int:
+        """A number larger than any that this gave before: a controller's, by which its nodes know that it is later
+        than others."""
+        ...
+
     def add_key(self, key: Key) -> None:
         """Its namespace is created as needed."""
         ...

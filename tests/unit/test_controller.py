@@ -1,0 +1,258 @@
+"""Nodes come and go while a controller runs: against agents that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from instainfer.agent import base
+from instainfer.agent.base import Answered, Command, Invoke, Measure, Provide, Sink
+from instainfer.books import Books, Ticket
+from instainfer.clock import BootClock
+from instainfer.controller import Controller
+from instainfer.core import actions, events
+from instainfer.core.platform import Platform
+from instainfer.core.state import State
+from instainfer.errors import Conflict, InstanceCrashed, NotFound, Unavailable
+from instainfer.eventlog import EventLog
+from instainfer.model import Costs, Function, FunctionSpec, Level, Style
+from instainfer.observe import Metrics
+from instainfer.policies import registry
+from instainfer.policies.predict.forecast import Forecast
+from instainfer.store.sql import SqlStore
+from instainfer.store.writer import BatchWriter
+
+MB = 1 << 20
+SPEC = FunctionSpec(
+    namespace="ns", name="f", version=1, digest="sha256:00", style=Style.MODULE, entry="main:handler",
+    memory=64 * MB, timeout_s=1.0, concurrency=1, environment="", python="3.11",
+)  # fmt: skip
+REVISION = base.Revision(
+    id=SPEC.revision, namespace="ns", name="f", number=1, uid_base=1, digest=SPEC.digest, style=SPEC.style,
+    entry=SPEC.entry, python="/python",
+)  # fmt: skip
+FUNCTION = Function(
+    name=SPEC.key, revision=SPEC.revision, memory=SPEC.memory, costs=Costs(imported_bytes=MB, loaded_bytes=MB)
+)
+
+
+class Node:
+    """An agent whose containers and loads are there at once, and whose answers come when told."""
+
+    def __init__(self, node: str, held: tuple[events.HeldContainer, ...] = ()) -> None:
+        self.node = node
+        self.commands: list[Command] = []
+        self.held = held
+        self.closed = False
+        self.report: Sink
+        self.early: list[base.Report] = []
+
+    async def start(self, sink: Sink) -> events.NodeJoined:
+        self.report = sink
+        for report in self.early:
+            sink(report)
+        return events.NodeJoined(node=self.node, memory=256 * MB, held=self.held)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    def send(self, command: Command) -> None:
+        self.commands.append(command)
+        report: base.Report | None = None
+        if isinstance(command, actions.CreateContainer):
+            report = events.ContainerReady(container=command.container, seconds=0.0)
+        elif isinstance(command, actions.Load):
+            report = events.InstanceReady(instance=command.instance, level=Level.LOADED)
+        elif isinstance(command, actions.DestroyContainer):
+            report = events.ContainerLost(container=command.container)
+        if report is not None:
+            asyncio.get_running_loop().call_soon(self.report, report)
+
+    @property
+    def invokes(self) -> list[Invoke]:
+        return [command for command in self.commands if isinstance(command, Invoke)]
+
+    def answer(self) -> None:
+        for invoke in self.invokes:
+            self.report(Answered(request=invoke.request, instance=invoke.instance, inference_s=0.0, body=b"ok"))
+
+
+class World:
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+        self.done: asyncio.Queue[Ticket] = asyncio.Queue()
+
+    def ask(self) -> Ticket:
+        return self.controller.submit(SPEC, "text/plain", b"body", self.done.put_nowait)
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        """A few turns of the loop: nothing here takes time."""
+        for _ in range(1000):
+            if holds():
+                return
+            await asyncio.sleep(0)
+        raise AssertionError("it never became so")
+
+
+def play(tmp_path: Path, scenario: Callable[[World], Awaitable[None]], *nodes: Node) -> None:
+    async def main() -> None:
+        store = SqlStore("sqlite://")
+        writer = BatchWriter(store)
+        clock = BootClock()
+        mode = registry.preload("none")
+        state = State(Forecast(registry.predictor(mode.predictor)), registry.keep_alive("pressure"), mode.policy)
+        log = EventLog(tmp_path, epoch="e", policy={}, keep_bytes=1 << 20)
+        controller = Controller(
+            Platform(state), list(nodes), clock, log, Books(clock, writer, Metrics(), epoch="e"), queue_s=60.0
+        )
+        await controller.start(lambda spec: b"")
+        controller.deploy(SPEC, FUNCTION, REVISION)
+        async with asyncio.timeout(20):
+            await scenario(World(controller))
+        await controller.aclose()
+        writer.close()
+        store.close()
+
+    asyncio.run(main())
+
+
+def running(*nodes: Node) -> list[Node]:
+    return [node for node in nodes if node.invokes]
+
+
+def test_a_node_that_joins_later_knows_all_that_is_deployed(tmp_path: Path) -> None:
+    late = Node("b")
+
+    async def scenario(w: World) -> None:
+        w.ask()
+        await w.controller.join(late)
+        await w.until(lambda: late.invokes)
+        assert isinstance(late.commands[0], Provide)
+        late.answer()
+        assert (await w.done.get()).answer == ("", b"ok")
+
+    play(tmp_path, scenario)
+
+
+def test_two_nodes_of_one_name_are_one_too_many(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        with pytest.raises(Conflict):
+            await w.controller.join(Node("a"))
+
+    play(tmp_path, scenario, Node("a"))
+
+
+def test_what_a_lost_node_had_not_been_given_runs_elsewhere(tmp_path: Path) -> None:
+    a, b = Node("a"), Node("b")
+
+    async def scenario(w: World) -> None:
+        lost: list[str] = []
+        w.controller.lost = lost.append
+        ticket = w.ask()
+        await w.until(lambda: running(a, b))
+        (first,) = running(a, b)
+        other = b if first is a else a
+        first.report(events.NodeLost(node=first.node, unread=(ticket.request,)))
+        await w.until(lambda: other.invokes)
+        assert lost == [first.node] and list(w.controller.nodes) == [other.node]
+        first.answer()  # nobody listens to it any more
+        assert w.done.empty()
+        other.answer()
+        assert (await w.done.get()).error is None
+
+    play(tmp_path, scenario, a, b)
+
+
+def test_what_ran_on_a_lost_node_is_told(tmp_path: Path) -> None:
+    a, b = Node("a"), Node("b")
+
+    async def scenario(w: World) -> None:
+        w.ask()
+        await w.until(lambda: running(a, b))
+        (first,) = running(a, b)
+        first.report(events.NodeLost(node=first.node, reason="no route"))
+        error = (await w.done.get()).error
+        assert isinstance(error, InstanceCrashed) and f"node {first.node} was lost: no route" in str(error)
+        w.ask()
+        await w.until(lambda: running(*({a, b} - {first})))
+
+    play(tmp_path, scenario, a, b)
+
+
+def test_a_lost_node_comes_back_with_what_it_has(tmp_path: Path) -> None:
+    a = Node("a")
+    held = events.HeldInstance(instance="i7", function=SPEC.key, revision=SPEC.revision, level=Level.LOADED)
+    back = Node("a", (events.HeldContainer(container="c7", function=SPEC.key, limit=64 * MB, instances=(held,)),))
+
+    async def scenario(w: World) -> None:
+        a.report(events.NodeLost(node="a"))
+        await w.controller.join(back)
+        w.ask()
+        assert [invoke.instance for invoke in back.invokes] == ["i7"]
+        back.answer()
+        assert (await w.done.get()).error is None
+
+    play(tmp_path, scenario, a)
+
+
+def test_a_node_that_is_lost_while_it_joins(tmp_path: Path) -> None:
+    late = Node("b")
+    late.early = [events.NodeLost(node="b")]
+
+    async def scenario(w: World) -> None:
+        await w.controller.join(late)
+        assert not w.controller.nodes
+
+    play(tmp_path, scenario)
+
+
+def test_a_drained_node_gets_nothing_even_when_it_is_lost_and_back(tmp_path: Path) -> None:
+    a, again = Node("a"), Node("a")
+
+    async def scenario(w: World) -> None:
+        with pytest.raises(NotFound):
+            w.controller.drain_node("b")
+        w.controller.drain_node("a")
+        ticket = w.ask()
+        a.report(events.NodeOpened(node="a"))  # it was out of reach for a moment
+        a.report(events.NodeLost(node="a"))
+        await w.controller.join(again)
+        assert not running(a, again)
+        w.controller.open_node("a")
+        await w.until(lambda: again.invokes)
+        again.answer()
+        assert await w.done.get() is ticket
+
+    play(tmp_path, scenario, a)
+
+
+def test_a_node_that_leaves_is_closed(tmp_path: Path) -> None:
+    a = Node("a")
+
+    async def scenario(w: World) -> None:
+        await w.controller.leave("a")
+        assert a.closed and not w.controller.nodes
+
+    play(tmp_path, scenario, a)
+
+
+def test_a_task_ends_with_its_node(tmp_path: Path) -> None:
+    a = Node("a")
+
+    async def scenario(w: World) -> None:
+        numbers = itertools.count()
+        task = asyncio.create_task(
+            w.controller.task(lambda token: Measure(token=token, revision=f"r{next(numbers)}"), lambda said: None)
+        )
+        await w.until(lambda: isinstance(a.commands[-1], Measure))
+        a.report(events.NodeLost(node="a"))
+        with pytest.raises(Unavailable, match="node a was lost"):
+            await task
+        with pytest.raises(Unavailable, match="no node"):
+            await w.controller.task(lambda token: Measure(token=token, revision="r"), lambda said: None)
+
+    play(tmp_path, scenario, a)
