@@ -99,14 +99,14 @@ class SqlStore:
                 db.execute(sa.update(tables.meta).where(tables.meta.c.key == "schema").values(value=str(SCHEMA)))
 
     def next_epoch(self) -> int:
-        where = _meta.c.key == "epoch"
+        where = tables.meta.c.key == "epoch"
         with self._write() as db:
-            known = db.scalar(sa.select(_meta.c.value).where(where).with_for_update())
+            known = db.scalar(sa.select(tables.meta.c.value).where(where).with_for_update())
             epoch = int(known or 0) + 1
             if known is None:
-                db.execute(sa.insert(_meta).values(key="epoch", value=str(epoch)))
+                db.execute(sa.insert(tables.meta).values(key="epoch", value=str(epoch)))
             else:
-                db.execute(sa.update(_meta).where(where).values(value=str(epoch)))
+                db.execute(sa.update(tables.meta).where(where).values(value=str(epoch)))
         return epoch
 
     @property
