@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -48,6 +51,7 @@ def driven(client: Client, test: Callable[[Top, Pilot[Any]], Coroutine[Any, Any,
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_containers_calls_and_why(server: Server, ns: str) -> None:
     server.deploy(ns, "echo", ECHO)
     first = server.call(ns, "echo").headers["x-instainfer-activation"]
@@ -80,6 +84,7 @@ def test_containers_calls_and_why(server: Server, ns: str) -> None:
     assert driven(server.client, test).return_value is None
 
 
+@pytest.mark.slow
 def test_pages_filter_sort_zoom_and_pause(server: Server, ns: str) -> None:
     for name in ("left", "right"):
         server.deploy(ns, name, ECHO)
@@ -115,6 +120,7 @@ def test_pages_filter_sort_zoom_and_pause(server: Server, ns: str) -> None:
     driven(server.client, test)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_again(own: Server) -> None:
     """Over the admin socket, whose path stays: it says that it is away, comes back, and shows nothing twice."""
     own.deploy("n", "echo", ECHO)
@@ -136,6 +142,7 @@ def test_a_server_that_is_started_again(own: Server) -> None:
         driven(client, test)
 
 
+@pytest.mark.slow
 def test_a_wrong_key_ends_it(tmp_path: Path) -> None:
     with Server(tmp_path, variables={"INSTAINFER_SERVER__API_KEY": "right"}) as server:
 
@@ -161,4 +168,26 @@ def test_one_snapshot_as_json(server: Server, ns: str, over: str) -> None:
     )
     told = json.loads(done.stdout)
     assert [one["owner"] for one in told["now"]["containers"] if one["namespace"] == ns] == [f"{ns}/echo"]
-    assert f"{ns}/echo" in [f"{one['namespace']}/{one['function']}" for one in told["invocations"]]
+    assert set(told["now"]["rates"]) >= {"per_s", "hit_fraction", "p50_ms", "p99_ms"}
+
+
+@pytest.mark.slow
+def test_on_a_terminal_of_its_own(server: Server) -> None:
+    """The verb itself: drawn, and left with q."""
+    terminal, child = pty.openpty()
+    command = [sys.executable, "-m", "instainfer.cli", "top", "--url", server.url]
+    shape = {"COLUMNS": "140", "LINES": "40", "TERM": "xterm-256color"}
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment(shape)) as process:
+        os.close(child)
+        try:
+            seen = ""
+            while "live" not in seen or "ACTIVATION" not in seen:
+                seen += os.read(terminal, 65536).decode(errors="replace")
+            os.write(terminal, b"q")
+            with contextlib.suppress(OSError):  # EIO: nobody holds the other end any more
+                while os.read(terminal, 65536):
+                    pass
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+            os.close(terminal)

@@ -118,7 +118,7 @@ def test_a_reader_that_leaves_early_sees_no_traceback(stub: Stub) -> None:
 
 
 def test_starting_up_imports_nothing_heavy() -> None:
-    heavy = {"rich", "httpx", "uvicorn", "numpy", "sqlalchemy"}
+    heavy = {"rich", "textual", "httpx", "uvicorn", "numpy", "sqlalchemy"}
     code = f"import sys, instainfer.cli; print(sorted(set(sys.modules) & {heavy}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from instainfer.units import say_ms
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: Order of the phases of an invocation.
 PHASES = ("queue", "container", "extract", "import", "load", "device", "warmup", "inference")
@@ -55,17 +58,23 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
         _plain(headers, rows, right)
         return
     from rich.console import Console
+
+    Console().print(drawn(headers, rows, right))
+
+
+def drawn(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """As `table` prints it on a terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for number, header in enumerate(headers):
         # The first column is what one copies into the next command: it is never broken.
         justify: Literal["left", "right"] = "right" if header in right else "left"
-        drawn.add_column(header, justify=justify, overflow="fold", no_wrap=number == 0)
+        made.add_column(header, justify=justify, overflow="fold", no_wrap=number == 0)
     for row in rows:
-        drawn.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    Console().print(drawn)
+        made.add_row(*(Text(safe(cell), style=STYLES.get(cell, "")) for cell in row))
+    return made
 
 
 def _plain(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:

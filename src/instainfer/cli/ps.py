@@ -2,61 +2,120 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instainfer.cli.output import bar, is_terminal, print_json, table
-from instainfer.cli.session import Session, command
+from instainfer.cli.output import bar, drawn, is_terminal, print_json, safe, table
+from instainfer.cli.session import Session, Usage, command
+from instainfer.errors import Unavailable
 from instainfer.units import say_mb, say_s
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 _WIDTH = 24
+_EVERY_S = 1.0
 
 
-@command("ps", example="instainfer ps")
-def ps(session: Session) -> None:
+#: Headers, rows, and the headers of numbers.
+Part = tuple[list[str], list[list[str]], Sequence[str]]
+
+
+@command("ps", example="instainfer ps --watch")
+def ps(
+    session: Session,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show it anew every second.")] = False,
+) -> None:
     """List containers, their memory, the instances in them, and library zygotes.
 
     In the bar of a container: full is its owner, shaded its guests (pre-loaded into memory that the owner
-    was not using), light is idle.
+    was not using), light is idle. With --watch and --json: a document a line, every second.
     """
+    if watch:
+        _watch(session)
+        return
     found = session.client.containers()
     if session.json:
         print_json(found)
         return
-    node, containers = found.get("node") or {}, found.get("containers") or []
-    zygotes = found.get("zygotes") or []
+    typer.echo(_summary(found))
+    for headers, rows, right in _parts(found, bars=is_terminal()):
+        typer.echo()
+        table(headers, rows, right=right)
+
+
+def _watch(session: Session) -> None:
+    """Until it is interrupted; a server that is away is waited for."""
+    if session.json:
+        while True:
+            print_json(session.client.containers())
+            sys.stdout.flush()
+            time.sleep(_EVERY_S)
+    if not is_terminal():
+        raise Usage("--watch needs a terminal", hint="with --json it prints a document a line anywhere")
+    from rich.live import Live
+
+    shown: RenderableType = ""
+    with Live(screen=True, auto_refresh=False) as screen:
+        while True:
+            try:
+                shown = picture(session.client.containers())
+                screen.update(shown, refresh=True)
+            except Unavailable as error:
+                screen.update(away(shown, error), refresh=True)
+            time.sleep(_EVERY_S)
+
+
+def picture(found: dict[str, Any]) -> RenderableType:
+    """What `ps` prints on a terminal, in one piece."""
+    from rich.console import Group
+    from rich.text import Text
+
+    drawn_parts = [drawn(headers, rows, right) for headers, rows, right in _parts(found, bars=True)]
+    return Group(Text(safe(_summary(found))), *(one for part in drawn_parts for one in (Text(), part)))
+
+
+def away(shown: RenderableType, error: Unavailable) -> RenderableType:
+    """What was there, and that nobody answers now."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(Text(f"{safe(error.message)}; trying again", style="bold red"), Text(), shown)
+
+
+def _summary(found: dict[str, Any]) -> str:
+    node, zygotes = found.get("node") or {}, found.get("zygotes") or []
+    containers = found.get("containers") or []
     given = f"{len(containers)} container{'s' * (len(containers) != 1)}"
     if zygotes:
         given += f" and {len(zygotes)} zygote{'s' * (len(zygotes) != 1)}"
-    typer.echo(
+    return (
         f"{say_mb(node.get('committed_mb', 0))} of {say_mb(node.get('memory_mb', 0))} "
         f"given to {given}, sandbox {node.get('sandbox', '')}"
     )
-    if zygotes:
-        typer.echo()
+
+
+def _parts(found: dict[str, Any], *, bars: bool) -> Iterator[Part]:
+    if zygotes := found.get("zygotes"):
         rows = [
             [z["id"], z["state"], say_mb(z["bytes_mb"]), say_s(z["age_s"]), ", ".join(z["functions"])]
             for z in zygotes
         ]
-        table(["ZYGOTE", "STATE", "MEMORY", "AGE", "FOR"], rows, right=("MEMORY", "AGE"))
+        yield ["ZYGOTE", "STATE", "MEMORY", "AGE", "FOR"], rows, ("MEMORY", "AGE")
+    containers = found.get("containers")
     if not containers:
         return
-    typer.echo()
     headers = ["CONTAINER", "OWNER", "STATE", "USED BY OWNER", "BY GUESTS", "IDLE", "LIMIT", "AGE", "EXPIRES"]
-    drawn = is_terminal()
-    rows = [_container(container, drawn) for container in containers]
-    table([*headers, "MEMORY"] if drawn else headers, rows, right=headers[3:])
-    typer.echo()
-    right = ("MEMORY", "SERVED", "VERSION")
-    table(
+    rows = [_container(container, bars) for container in containers]
+    yield [*headers, "MEMORY"] if bars else headers, rows, headers[3:]
+    yield (
         ["INSTANCE", "CONTAINER", "FUNCTION", "VERSION", "LEVEL", "STATE", "MEMORY", "SERVED"],
-        [
-            _instance(instance, container)
-            for container in containers
-            for instance in container.get("instances", ())
-        ],
-        right=right,
+        [_instance(one, container) for container in containers for one in container.get("instances", ())],
+        ("MEMORY", "SERVED", "VERSION"),
     )
 
 

@@ -74,6 +74,7 @@ class Top(App[InstaInferError]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "quit"),
         Binding("p,space", "pause", "pause", key_display="p"),
+        Binding("enter", "why", "why"),  # the list of calls has the key first, and does it
         Binding("t", "page", "now/timeline"),
         Binding("slash", "filter", "filter", key_display="/"),
         Binding("s", "sort", "sort"),
@@ -165,6 +166,9 @@ class Top(App[InstaInferError]):
             calls.move_cursor(row=calls.get_row_index(chosen))
 
     # ---- keys ----------------------------------------------------------------------------------------------
+
+    def action_why(self) -> None:
+        self.query_one("#calls", DataTable).action_select_cursor()
 
     def action_pause(self) -> None:
         self.shown = self.picture if self.paused else self.picture.copy()

@@ -188,7 +188,7 @@ def timeline(picture: Picture, width: int, over_s: float, wanted: str = "", sort
         lines.append(Text("no call, and nothing in memory", DIM))
     ends = f"{say_s(over_s)} ago"
     lines.append(Text(f"{sort:<{names}} {ends}{'now':>{max(3, wide - len(ends))}} calls", DIM))
-    legend = Text(" " * (names + 1))
+    legend = Text()
     for phase, (character, style) in PHASE_LOOKS.items():
         legend.append(character, style)
         legend.append(f" {phase}  ")
@@ -220,8 +220,8 @@ def cells(row: Row, begin: float, over_s: float, wide: int) -> list[tuple[str, s
             if call["status"] != "ok" and column == min(last, wide - 1):
                 found[column] = MARK_LOOKS["failed"]
             elif first == last:
-                longest = max(phases, key=lambda one: one[1], default=("inference", 0.0))[0]
-                found[column] = PHASE_LOOKS[longest]
+                hit = call["start"] in ("warm", "preloaded")  # microseconds in a queue are not worth a colour
+                found[column] = PHASE_LOOKS["inference" if hit else max(phases, key=lambda one: one[1])[0]]
             else:
                 found[column] = PHASE_LOOKS[
                     _phase_at(phases, ((column + 0.5) / scale + begin - call["wall"]) * 1e3)
