@@ -54,6 +54,10 @@ _IMPOSSIBLE = 1e-100
 _PAUSES, _SPELLS, _COUNTS, _TIMER, _EXPERTS = 1, 3, 4, 5, 6  # places among the experts
 
 
+#: Of each expert, in their places.
+_Lasts = tuple[float, float, float, float, float, float]
+
+
 @dataclass(slots=True)
 class _History:
     last: float
@@ -70,37 +74,37 @@ class _History:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=periods.GAPS))
     timer: Period | None = None
     shares: list[float] = field(default_factory=lambda: [1.0 / _EXPERTS] * _EXPERTS)
+    asked: float = -1.0  # the gap that `answer` is about; below zero: what is known has changed since
+    answer: _Lasts = (1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
 
-    def ends(self, idle: float, until: float) -> list[tuple[float, float, float]]:
-        """Of each expert: its share, and the probabilities that the next gap lasts longer than `idle`, and that it
-        ends between `idle` and `until`. The timer is the last, and missing where there is none."""
-        shares = self.shares
-        found: list[tuple[float, float, float]] = []
-        for share, rate in zip(shares, (self.long_run, self.pauses, self.bursts, self.spells), strict=False):
-            seconds, arrivals = rate.seconds, rate.arrivals
-            lasts = (seconds / (seconds + idle)) ** arrivals  # see Rate
-            found.append((share, lasts, lasts - (seconds / (seconds + until)) ** arrivals))
-        counts, (_, long_run, soon) = self.counts, found[0]
-        all_counted = counts.total + _COUNTS_PRIOR
-        beyond = counts.beyond(idle)
-        found.append(
-            (
-                shares[_COUNTS],
-                (beyond + _COUNTS_PRIOR * long_run) / all_counted,
-                (beyond - counts.beyond(until) + _COUNTS_PRIOR * soon) / all_counted,
-            )
+    def lasts(self, gap: float) -> _Lasts:
+        """Of each expert the probability that the next gap lasts longer than this; of the timer 0.0 where there is
+        none. What was asked last is remembered: the end of one look ahead is often the beginning of the next."""
+        if gap == self.asked:
+            return self.answer
+        rate = self.long_run
+        long_run = (rate.seconds / (rate.seconds + gap)) ** rate.arrivals  # see Rate
+        counts, timer = self.counts, self.timer
+        pauses, bursts, spells = self.pauses, self.bursts, self.spells
+        self.asked = gap
+        self.answer = answer = (
+            long_run,
+            (pauses.seconds / (pauses.seconds + gap)) ** pauses.arrivals,
+            (bursts.seconds / (bursts.seconds + gap)) ** bursts.arrivals,
+            (spells.seconds / (spells.seconds + gap)) ** spells.arrivals,
+            (counts.beyond(gap) + _COUNTS_PRIOR * long_run) / (counts.total + _COUNTS_PRIOR),
+            0.0 if timer is None else timer.outlasts(gap),
         )
-        timer = self.timer
-        if timer is not None:
-            lasts = timer.outlasts(idle)
-            found.append((shares[_TIMER], lasts, lasts - timer.outlasts(until)))
-        return found
+        return answer
 
     def learn(self, gap: float, window_s: float) -> None:
         """Shares first, from what was expected; then what each expert knows."""
         # Decisions see no finer than a window, so gaps are told apart no finer.
         begin = max(gap - window_s / 2.0, 0.0)
-        likely = [share * ends for share, _, ends in self.ends(begin, begin + window_s)]
+        both = zip(self.shares, self.lasts(begin), self.lasts(begin + window_s), strict=True)
+        likely = [share * (lasts - longer) for share, lasts, longer in both]
+        if self.timer is None:
+            del likely[_TIMER]
         total = sum(likely)
         if total > _IMPOSSIBLE:
             shares = self.shares
@@ -111,6 +115,7 @@ class _History:
             paused, spelled = likely[_PAUSES] / total, likely[_SPELLS] / total
             self.pauses.add(gap, 1.0 - (1.0 - _PAUSE_KEEPS) * paused, paused)
             self.spells.add(gap, 1.0 - (1.0 - _SPELL_KEEPS) * spelled, spelled)
+        self.asked = -1.0
         self.long_run.add(gap, exp(-gap / _LONG_RUN_S))
         self.bursts.add(gap, _BURST_KEEPS)
         self.counts.add(gap)
@@ -144,6 +149,7 @@ class Hazard:
         gap = history.last - history.learned
         if gap < self.window_s * _TOGETHER:
             history.long_run.arrivals += 1.0
+            history.asked = -1.0
             return
         history.learned = history.last
         history.learn(gap, self.window_s)
@@ -171,13 +177,12 @@ class Hazard:
 
 def _arrives(history: _History, idle: float, within: float) -> float:
     """Probability that a gap which has lasted `idle` ends in the next `within` seconds."""
-    experts = history.ends(idle, idle + within)
-    _, lasted, ended = experts[0]
-    lasted *= _FLOOR
-    ended *= _FLOOR
-    for share, lasts, ends in experts:
-        lasted += share * lasts
-        ended += share * ends
+    s0, s1, s2, s3, s4, s5 = history.shares
+    s0 += _FLOOR
+    a0, a1, a2, a3, a4, a5 = history.lasts(idle)
+    b0, b1, b2, b3, b4, b5 = history.lasts(idle + within)
+    lasted = s0 * a0 + s1 * a1 + s2 * a2 + s3 * a3 + s4 * a4 + s5 * a5
+    ended = s0 * (a0 - b0) + s1 * (a1 - b1) + s2 * (a2 - b2) + s3 * (a3 - b3) + s4 * (a4 - b4) + s5 * (a5 - b5)
     if lasted <= _IMPOSSIBLE:  # longer than anyone expected: all that is left is the long-run rate
         waited = history.long_run.seconds + idle
         return float(1.0 - (waited / (waited + within)) ** history.long_run.arrivals)
