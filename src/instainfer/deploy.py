@@ -82,6 +82,12 @@ class Deployer:
             os.fsync(file.fileno())
         working.rename(path)
 
+    def sample(self, spec: FunctionSpec) -> bytes:
+        """The input that is in its package. Blocks. Raises NotFound."""
+        if not spec.sample:
+            raise NotFound(f"{spec.key} has no sample", hint="`instainfer deploy PATH --sample FILE` gives it one")
+        return packages.open_package(self.package(spec)).read(spec.sample)
+
     def tidy(self) -> None:
         """Let go of what no version needs any more: packages here, environments and packages on the nodes. For
         the start of a server, when no deployment is under way. Blocks."""

@@ -44,6 +44,8 @@ class Marks:
     def commanded(self, action: act.AnyAction, function: str, container: str) -> None:
         """`function` and `container`: of the instance that it is about, if it is about one."""
         if isinstance(action, act.Load):
+            if action.waiting:  # it is a part of that request's time
+                return
             self._add(
                 "preload" if action.ahead else "load",
                 function,

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Body, FastAPI, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
@@ -24,6 +25,7 @@ from instainfer.gateway.live import Events, Feed
 from instainfer.gateway.namespaces import Caller
 from instainfer.gateway.problems import render
 from instainfer.model import Activation, Job, JobState, Quota, Role
+from instainfer.policies.predict.outlook import outlook
 from instainfer.work import Work
 
 PREFIX = "/instainfer/v1"
@@ -33,6 +35,10 @@ MOST_SKIPPED = 1 << 40  # a number that every database can count to
 
 class Metrics(Response):
     media_type = "text/plain; version=0.0.4"
+
+
+class Sample(Response):
+    media_type = "application/octet-stream"
 
 
 class Lines(StreamingResponse):
@@ -270,6 +276,26 @@ def application(
         key = live(who, namespace, name)
         controller.feed(ev.HintReceived(function=key, in_s=in_s, probability=probability))
         return {"message": f"{key}: an arrival is expected in {in_s:g} s with probability {probability:g}"}
+
+    @api.get("/functions/{namespace}/{name}/forecast")
+    async def forecast(who: Caller, namespace: str, name: str) -> dict[str, Any]:
+        """What the predictor in force expects of it from now on."""
+        who.check(namespace)
+        await stored(namespace, name)
+        expected = outlook(controller.platform.state.forecast, f"{namespace}/{name}", health.clock.now())
+        return {"predictor": health.predictor, "wall": health.clock.wall()} | msgspec.structs.asdict(expected)
+
+    @api.get("/functions/{namespace}/{name}/sample", response_class=Sample)
+    async def sample(who: Caller, namespace: str, name: str) -> Response:
+        """The input that it was deployed with, as it is; 404 where it has none."""
+        who.check(namespace)
+        await stored(namespace, name)
+        spec = controller.specs.get(f"{namespace}/{name}")
+        if spec is None:
+            raise NotFound(f"{namespace}/{name} does not serve", hint="see the server's log")
+        given = await asyncio.to_thread(deployer.sample, spec)
+        # Never as what it says it is: it is somebody's own, and a browser must not run it.
+        return Sample(given, headers={"x-instainfer-sample-type": spec.sample_type})
 
     # ---- what happened -------------------------------------------------------------------------------------
 

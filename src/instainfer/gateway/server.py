@@ -32,7 +32,7 @@ from instainfer.core.state import State
 from instainfer.deploy import Deployer
 from instainfer.errors import BadSettings, InstaInferError, NotAllowed, Unavailable
 from instainfer.eventlog import EventLog
-from instainfer.gateway import inference, invoke, manage, openwhisk
+from instainfer.gateway import inference, invoke, manage, openwhisk, ui
 from instainfer.gateway.access import Access
 from instainfer.gateway.direct import Protocol
 from instainfer.gateway.health import Health
@@ -225,6 +225,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         Face(invoke.PREFIX, hot, render),
         Face(openwhisk.PREFIX, whisk.application(), openwhisk.refused),
         Face(inference.PREFIX, v2, inference.failed),
+        Face(ui.PREFIX, ui.Ui(), render, asks=False),
         Face("", management, render),
     )
     admin.unlink(missing_ok=True)
@@ -304,17 +305,18 @@ class Face(NamedTuple):
     prefix: str
     app: App
     refuse: Callable[[NotAllowed], invoke.Response]
+    asks: bool = True  # whether for a key, where there are any
 
 
 def _router(faces: Sequence[Face], access: Access | None) -> App:
-    """To the first face whose prefix fits. With `access` a key is asked for, where there are any, by all but the
-    paths of health; `principal` of the scope is whose it is."""
+    """To the first face whose prefix fits. With `access` a key is asked for, where there are any, by all that ask
+    but the paths of health; `principal` of the scope is whose it is."""
     open_paths = {"/livez", "/readyz", "/healthz"}
 
     async def route(scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path", "")
         face = next(face for face in faces if path.startswith(face.prefix))
-        if access is not None and scope["type"] == "http" and path not in open_paths:
+        if access is not None and face.asks and scope["type"] == "http" and path not in open_paths:
             try:
                 who = access.who(dict(scope["headers"]).get(b"authorization", b""))
             except NotAllowed as error:

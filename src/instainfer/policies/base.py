@@ -188,6 +188,15 @@ class Watches(Protocol):
         ...
 
 
+@runtime_checkable
+class Periodic(Protocol):
+    """What a predictor has beside, if it tells timers."""
+
+    def period(self, function: str) -> float | None:
+        """Seconds between its arrivals, where the last ones agree."""
+        ...
+
+
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """A thing to have in memory: a function at a level. `level` IMPORTED is its libraries, LOADED its model
     on top of them (an item of its own, whose value and weight are what it adds)."""

@@ -161,6 +161,10 @@ class Hazard:
         history = self._histories.get(function)
         return None if history is None else history.last
 
+    def period(self, function: str) -> float | None:
+        history = self._histories.get(function)
+        return None if history is None or history.timer is None else history.timer.period
+
     def rate(self, function: str, now: float) -> float:
         history = self._histories.get(function)
         if history is None:
