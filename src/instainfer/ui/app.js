@@ -1,9 +1,8 @@
 // The shell: which page is shown, the feed that all of them share, the key and the colours.
 
-import { follow, key } from "./api.js";
+import { follow, get, key } from "./api.js";
 import { h } from "./dom.js";
 import { store } from "./store.js";
-import { get } from "./api.js";
 import * as functionPage from "./function.js";
 import * as functionsPage from "./functions.js";
 import * as nowPage from "./now.js";
@@ -112,14 +111,15 @@ function locked(problem) {
     const said = key.get() ? `The server says: ${problem.message}` : "This server asks for a key.";
     const form = h(
       "form",
-      { method: "dialog" },
+      null,
       h("h2", null, "Key"),
       h("p", null, `${said} It is kept in this tab until it is closed.`),
       h("label", null, "Key of a namespace (id:secret), or the server's own", field),
       h("button", null, "Look"),
     );
     const dialog = h("dialog", { "aria-label": "Key" }, form);
-    form.addEventListener("submit", () => {
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
       key.set(field.value.trim());
       dialog.close();
       dialog.remove();

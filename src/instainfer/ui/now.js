@@ -152,7 +152,7 @@ function box(container) {
 
 function theZygotes(zygotes) {
   if (!zygotes.length) return [h("p", { class: "quiet" }, "none")];
-  return [table("processes that have imported libraries, to be forked", ["Zygote", "State", ">Memory", ">Age", "For"],
+  return [table("processes that have imported libraries, to be forked", ["Zygote", "State", ">Memory", ">Age", "~For"],
     zygotes.map((one) => [one.id, one.state, mb(one.bytes_mb), seconds(one.age_s), one.functions.join(", ")]))];
 }
 

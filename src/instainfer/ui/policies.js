@@ -43,7 +43,7 @@ function rows({ since, policies }) {
   if (!policies.length) {
     return [h("p", { class: "quiet" }, "There are none. A setting names them: policy.shadow, such as [\"tyche\", \"none\"].")];
   }
-  const heads = ["Policy", "State", ">Invocations", ">Saved of loading", ">Saved", ">Pre-loaded", ">Warm", ">Cold", ">Mean", ">p99", ">Memory", ">Wasted"];
+  const heads = ["Policy", "~State", ">Invocations", ">Saved of loading", ">Saved", ">Pre-loaded", ">Warm", ">Cold", ">Mean", ">p99", ">Memory", ">Wasted"];
   const known = policies.some((one) => one.saved_fraction !== null);
   const best = Math.max(...policies.map((one) => one.saved_fraction ?? 0), 1e-9);
   return [
