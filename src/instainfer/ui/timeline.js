@@ -56,11 +56,11 @@ export function show(main) {
     const to = end() + share * view.span;
     change({ end: to >= now() ? null : to });
   }
-  function zoom(factor, at = 0.5) {
+  function zoom(factor, at = view.end === null ? 1 : 0.5) {
     const next = Math.min(Math.max(view.span * factor, LEAST_S), 86_400);
     const fixed = end() - view.span * (1 - at); // stays where it is
     const to = fixed + next * (1 - at);
-    change({ span: next, end: view.end === null && factor > 1 ? null : to >= now() ? null : to });
+    change({ span: next, end: at === 1 || to >= now() ? null : to });
   }
 
   filter.addEventListener("input", () => change({ filter: filter.value.trim().toLowerCase() }));
