@@ -214,6 +214,17 @@ class Client:
         """{"node": …, "containers": […]}."""
         return self._json("GET", f"{PREFIX}/containers")
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """Of the cluster, or this machine alone: `node`, `state`, `cluster`, memory, containers."""
+        found: list[dict[str, Any]] = self._json("GET", f"{PREFIX}/nodes")["nodes"]
+        return found
+
+    def drain(self, node: str, *, undo: bool = False) -> dict[str, Any]:
+        """Let it finish and give it nothing new; or take that back. The node as it is then."""
+        params = {"undo": "true"} if undo else {}
+        found: dict[str, Any] = self._json("POST", f"{PREFIX}/nodes/{_quoted(node)}/drain", params=params)
+        return found
+
     def policies(self) -> dict[str, Any]:
         """{"since": …, "policies": […]}: the one in force, then its shadows; none where there are no shadows."""
         return self._json("GET", f"{PREFIX}/policies")

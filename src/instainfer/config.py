@@ -61,6 +61,12 @@ class Node(Section, frozen=True, kw_only=True):
     uid_base: Uid = UID_BASE  # first host uid of those that containers use
 
 
+class Cluster(Section, frozen=True, kw_only=True):
+    address: str = ""  # "": this machine alone; "ray", "ray://HOST:PORT", or "a=http://HOST:PORT,b=http://…"
+    key: str = ""  # that the agents of other machines ask for; "": one is made and kept in the data directory
+    lost_s: Seconds = 3.0  # an agent out of reach for so long is lost; by then it has ended what it ran
+
+
 class Sandbox(Section, frozen=True, kw_only=True):
     kind: Literal["auto", "linux", "process"] = "auto"
     pids: Positive = 256  # processes per container
@@ -112,6 +118,7 @@ class Records(Section, frozen=True, kw_only=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     server: Server = Server()
     node: Node = Node()
+    cluster: Cluster = Cluster()
     sandbox: Sandbox = Sandbox()
     policy: Policy = Policy()
     environments: Environments = Environments()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from instainfer.cli import (  # noqa: F401 # importing them registers their verbs
     activations,
+    cluster,
     deploy,
     functions,
     invoke,
@@ -30,7 +31,7 @@ __all__ = ["app", "main"]
 #: As `--help` lists them: the order in which one meets them.
 VERBS = (
     *("serve", "deploy", "invoke", "jobs", "ls", "get", "delete", "logs", "activations", "ps", "top", "why"),
-    *("preload", "offload", "hint", "pin", "unpin", "namespace", "status", "policies"),
+    *("preload", "offload", "hint", "pin", "unpin", "namespace", "status", "policies", "agent", "cluster"),
     *("simulate", "replay", "report", "profile", "demo", "bench", "version"),
 )
 

@@ -41,11 +41,17 @@ def serve(
     shadow: Annotated[
         str | None, typer.Option(metavar="A,B", help="Modes that decide beside it and never act: see `policies`.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Nodes: ray, ray://HOST:PORT, or a=http://HOST:PORT,… [this machine alone]."
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings [INSTAINFER_CONFIG, then ./instainfer.toml].")
     ] = None,
 ) -> None:
-    """Start the platform on this machine.
+    """Start the platform on this machine, or in front of a cluster.
 
     It stays until interrupted. Every setting is also a key of instainfer.toml and an environment variable
     INSTAINFER_SECTION__KEY; options win over the environment, the environment over the file.
@@ -60,6 +66,7 @@ def serve(
             "api_key": session.api_key,
         },
         "node": {"memory": memory, "zygote_memory": zygote_memory},
+        "cluster": {"address": cluster},
         "sandbox": {"kind": sandbox},
         "policy": {"mode": policy, "keep_alive": keep_alive, "keep_alive_s": keep_alive_seconds, "shadow": shadow},
     }

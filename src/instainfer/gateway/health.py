@@ -12,6 +12,7 @@ from instainfer.clock import Clock
 from instainfer.config import Settings
 from instainfer.controller import Controller
 from instainfer.errors import InstaInferError
+from instainfer.membership import Membership
 from instainfer.sandbox.base import Sandbox
 from instainfer.shadow.watch import Shadows
 from instainfer.store.base import Store
@@ -23,7 +24,8 @@ class Health:
     controller: Controller
     store: Store
     writer: BatchWriter
-    sandbox: Sandbox
+    sandbox: Sandbox | None  # None: each node has its own
+    membership: Membership
     clock: Clock
     settings: Settings
     events: Path  # directory of the event log
@@ -32,6 +34,16 @@ class Health:
     started: float
     shadows: Shadows
     stopping: bool = False
+
+    def isolation(self) -> dict[str, Any]:
+        if self.sandbox is None:
+            return {"sandbox": "of each node", "missing": []}
+        return {"sandbox": self.sandbox.name, "missing": self.sandbox.enforces.missing()}
+
+    @property
+    def memory(self) -> int:
+        """Bytes for containers, of all nodes."""
+        return sum(node.memory for node in self.controller.nodes.values())
 
     async def check(self) -> dict[str, Any]:
         """Each part looked at, not assumed."""
@@ -49,9 +61,8 @@ class Health:
         return {
             "version": __version__,
             "uptime_s": self.clock.now() - self.started,
-            "sandbox": self.sandbox.name,
-            "missing": self.sandbox.enforces.missing(),
+            **self.isolation(),
             "policy": {"mode": policy.mode, "predictor": self.predictor, "keep_alive": policy.keep_alive},
-            "memory_mb": self.settings.node.memory / 1e6,
+            "memory_mb": self.memory / 1e6,
             "records_dropped": self.writer.dropped,
         }

@@ -240,7 +240,9 @@ class Feed:
         """What there is, as far as this key sees it; the server's figures for its owner only."""
         health, books = self._health, self._books
         state = health.controller.platform.state
-        shown = present.platform(health.controller, health.sandbox, who.sees, self._clock.now(), who.everywhere)
+        shown = present.platform(
+            health.controller, health.isolation(), who.sees, self._clock.now(), who.everywhere
+        )
         functions = []
         for key, known in state.functions.items():
             level = present.level(known)

@@ -405,7 +405,7 @@ def application(
     @api.get("/containers")
     async def containers(who: Caller) -> dict[str, Any]:
         """All of them for the server's owner; of a namespace, its own and nothing of the node."""
-        return present.platform(controller, health.sandbox, who.sees, health.clock.now(), who.everywhere)
+        return present.platform(controller, health.isolation(), who.sees, health.clock.now(), who.everywhere)
 
     @api.get("/live", response_class=Events)
     async def live_feed(
@@ -424,6 +424,18 @@ def application(
                 return False
 
         return feed.answer(who, last_event_id or since, still)
+
+    @api.get("/nodes")
+    async def nodes(who: Caller) -> dict[str, Any]:
+        """For the owner: those that are members of the cluster, and how they are."""
+        who.check_everywhere()
+        return {"nodes": health.membership.nodes()}
+
+    @api.post("/nodes/{node}/drain")
+    async def drain(who: Caller, node: str, undo: bool = False) -> dict[str, Any]:
+        """For the owner: nothing new goes there, what is idle ends, what runs finishes. `undo` takes it back."""
+        who.check_everywhere()
+        return health.membership.drain(node, undo=undo)
 
     api.include_router(namespaces.routes(store, access, limited, locked))
     app.include_router(api)

@@ -9,7 +9,6 @@ from instainfer.controller import Controller
 from instainfer.core.libraries import Zygote
 from instainfer.core.state import Container, FunctionState
 from instainfer.model import Activation, Costs, FunctionSpec, Job, Phases, Profile, version_of
-from instainfer.sandbox.base import Sandbox
 from instainfer.store.base import LogLine
 
 MB = 1e6
@@ -201,17 +200,18 @@ def container(controller: Controller, of: Container, now: float) -> dict[str, An
 
 
 def platform(
-    controller: Controller, sandbox: Sandbox, sees: Callable[[str], bool], now: float, whole: bool
+    controller: Controller, isolation: dict[str, Any], sees: Callable[[str], bool], now: float, whole: bool
 ) -> dict[str, Any]:
-    """The node, containers and zygotes, of the namespaces that `sees` allows; `whole`: the node's memory too."""
+    """Containers and zygotes of the namespaces that `sees` allows, and what isolates them; `whole`: the memory of
+    all nodes too."""
     state = controller.platform.state
-    shown: dict[str, Any] = {"sandbox": sandbox.name, "missing": sandbox.enforces.missing()}
+    shown = isolation
     if whole:
-        node = next(iter(controller.nodes.values()))
+        nodes = controller.nodes.values()
         shown |= {
-            "memory_mb": node.memory / MB,
-            "zygote_memory_mb": node.zygote_memory / MB,
-            "committed_mb": state.ledger.promised(node.node) / MB,
+            "memory_mb": sum(node.memory for node in nodes) / MB,
+            "zygote_memory_mb": sum(node.zygote_memory for node in nodes) / MB,
+            "committed_mb": sum(state.ledger.promised(node.node) for node in nodes) / MB,
         }
     return {
         "node": shown,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import gc
 import logging
@@ -12,25 +11,27 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvloop
 
-from instainfer import door, telemetry
-from instainfer.agent.environments import Environments
-from instainfer.agent.local import LocalAgent
-from instainfer.agent.runners import SandboxRunner
+from instainfer import door, lock, telemetry
+from instainfer.agent.compose import compose
 from instainfer.books import Books
 from instainfer.clock import BootClock
+from instainfer.cluster.base import ClusterBackend
+from instainfer.cluster.embedded import Embedded
+from instainfer.cluster.fixed import Fixed
+from instainfer.cluster.rayhosts import RayHosts
 from instainfer.config import Settings, is_loopback
 from instainfer.controller import Controller
 from instainfer.core import events as ev
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.deploy import Deployer
-from instainfer.errors import BadSettings, InstaInferError, NotAllowed, Unavailable
+from instainfer.errors import BadSettings, InstaInferError, NotAllowed
 from instainfer.eventlog import EventLog
 from instainfer.gateway import inference, invoke, manage, openwhisk, ui
 from instainfer.gateway.access import Access
@@ -40,10 +41,10 @@ from instainfer.gateway.live import Feed
 from instainfer.gateway.openwhisk import OpenWhisk
 from instainfer.gateway.problems import render
 from instainfer.listening import bind, serving, url
+from instainfer.membership import Membership
 from instainfer.observe import Metrics
 from instainfer.policies import registry
 from instainfer.policies.predict.forecast import Forecast
-from instainfer.sandbox import probe
 from instainfer.shadow.follower import wanted
 from instainfer.shadow.live import Live
 from instainfer.shadow.messages import Start
@@ -91,6 +92,36 @@ def shadows(settings: Settings) -> list[Start]:
     )
 
 
+def members(settings: Settings, epoch: int) -> ClusterBackend:
+    """The cluster that `cluster.address` names. Raises BadSettings."""
+    cluster, data = settings.cluster, settings.server.data_dir
+    address, key = cluster.address, cluster.key or _kept_key(data / "cluster.key")
+    if "=" in address:
+        return Fixed(address, key, epoch=epoch, lost_s=cluster.lost_s)
+    kind, _, place = address.partition("://")
+    if kind != "ray" or (place and not place.rpartition(":")[2].isdecimal()):
+        raise BadSettings(
+            f"cluster.address = {address!r} is none",
+            hint='"ray" (the cluster that this host is in), "ray://HOST:PORT" (of its GCS), or '
+            '"a=http://HOST:PORT,b=http://HOST:PORT" (agents)',
+        )
+    told = {
+        "INSTAINFER_SANDBOX__KIND": settings.sandbox.kind,
+        "INSTAINFER_NODE__UID_BASE": str(settings.node.uid_base),
+    }
+    return RayHosts(place, key, data, epoch=epoch, lost_s=cluster.lost_s, environ=told)
+
+
+def _kept_key(file: Path) -> str:
+    """The same at every start: agents outlive the server."""
+    if not file.exists():
+        new = file.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_text(secrets.token_urlsafe(36))
+        new.rename(file)
+    return file.read_text()
+
+
 async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -119,7 +150,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
             hint="give a --data-dir with a shorter path",
         )
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    stack.enter_context(_alone(data))
+    stack.enter_context(lock.alone(data))
     listening = bind(settings.server.host, settings.server.port)
     stack.callback(listening.close)
     clock, epoch = BootClock(), secrets.token_hex(4)
@@ -136,26 +167,16 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     writer = BatchWriter(store)
     stack.callback(writer.close)
 
-    uid_base = settings.node.uid_base
-    sandbox = await probe.choose(
-        settings.sandbox.kind, data / "sandbox", uid_base=uid_base, networks=settings.sandbox.networks
-    )
-    agent = LocalAgent(
-        sandbox,
-        Environments(
-            data / "environments",
-            SandboxRunner(sandbox),
-            settings.environments.installer,
-            timeout_s=settings.environments.build_timeout_s,
-        ),
-        data,
-        memory=settings.node.memory,
-        load_slots=settings.node.load_slots,
-        pids=settings.sandbox.pids,
-        scratch=settings.sandbox.scratch,
-        zygote_memory=settings.node.zygote_memory,
-    )
+    alone = not settings.cluster.address
+    agent = await compose(settings) if alone else None
+    if agent is not None:
+        backend: ClusterBackend = Embedded(agent, settings.node.memory)
+        number = 0
+    else:
+        number = await asyncio.to_thread(store.next_epoch)
+        backend = members(settings, number)
     state, predictor = policies(settings)
+    state.era = f"e{number}" if number else ""
     names = {"mode": settings.policy.mode, "predictor": predictor, "keep_alive": settings.policy.keep_alive}
     events = EventLog(
         data / "events",
@@ -166,7 +187,7 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     books = Books(clock, writer, Metrics(), epoch=epoch, told=_told(settings, stack))
     controller = Controller(
         Platform(state),
-        [agent],
+        [agent] if agent is not None else [],
         clock,
         events,
         books,
@@ -183,11 +204,13 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
         store,
         data / "blobs",
         clock,
-        uid_base=uid_base,
+        uid_base=settings.node.uid_base,
         load_timeout_s=settings.limits.load_s,
         max_answer=settings.server.max_answer,
         log_bytes=settings.limits.log_bytes,
-        largest=settings.node.memory,
+        largest=settings.node.memory
+        if alone
+        else 1 << 62,  # nodes come and go: theirs is looked at when it is run
     )
     await controller.start(deployer.package)
     books.metrics.gauges = lambda: [*books.gauges(state), *beside.gauges()]
@@ -195,12 +218,18 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     for namespace, quota in store.quotas().items():
         controller.feed(ev.NamespaceLimited(namespace=namespace, memory=quota.memory))
     await _republish(store, deployer, controller)
+    membership = Membership(controller, backend)
+    stack.push_async_callback(membership.aclose)
+    await membership.start()  # now that it is known what may go on of what the nodes have
+    deployer.tidy()
+    await _pin(store, controller)
 
     health = Health(
         controller,
         store,
         writer,
-        sandbox,
+        agent.sandbox if agent is not None else None,
+        membership,
         clock,
         settings,
         data / "events",
@@ -274,25 +303,28 @@ def _announce(settings: Settings, health: Health, listening: socket.socket) -> N
     policy = health.status()["policy"]
     log.info(
         "sandbox %s, memory %.0f MB, mode %s, predictor %s, keep-alive %s, %d functions",
-        health.sandbox.name,
-        settings.node.memory / 1e6,
+        health.isolation()["sandbox"],
+        health.memory / 1e6,
         policy["mode"],
         policy["predictor"],
         policy["keep_alive"],
         len(health.controller.specs),
     )
-    for missing in health.sandbox.enforces.missing():
-        log.warning("the %s sandbox does not isolate everything: %s", health.sandbox.name, missing)
+    for missing in health.isolation()["missing"]:
+        log.warning("the %s sandbox does not isolate everything: %s", health.isolation()["sandbox"], missing)
     print(f"instainfer serves at {url(listening)}", flush=True)
 
 
 async def _republish(store: SqlStore, deployer: Deployer, controller: Controller) -> None:
-    """What was deployed before this start serves again, and pins are in force."""
+    """What was deployed before this start serves again."""
     for spec, profile in await asyncio.to_thread(store.functions, None):
         if not await asyncio.to_thread(Path(spec.interpreter).exists):
             log.warning("%s: its interpreter %s is gone; deploy it again", spec.key, spec.interpreter)
         await deployer.publish(spec, profile)
-    deployer.tidy()
+
+
+async def _pin(store: SqlStore, controller: Controller) -> None:
+    """Pins are in force."""
     for namespace, name in await asyncio.to_thread(store.pins):
         key = f"{namespace}/{name}"
         if key in controller.specs:
@@ -328,19 +360,6 @@ def _router(faces: Sequence[Face], access: Access | None) -> App:
         await face.app(scope, receive, send)
 
     return route
-
-
-@contextlib.contextmanager
-def _alone(data: Path) -> Iterator[None]:
-    """One server per data directory."""
-    with (data / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Unavailable(
-                f"another server uses {data}", hint="stop it, or give this one another --data-dir"
-            ) from None
-        yield
 
 
 async def _sweep(connections: set[Any], seconds: float) -> None:

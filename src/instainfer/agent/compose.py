@@ -1,0 +1,37 @@
+"""What a node's agent is made of, under a machine's settings."""
+
+from __future__ import annotations
+
+from instainfer.agent.environments import Environments
+from instainfer.agent.local import LocalAgent
+from instainfer.agent.runners import SandboxRunner
+from instainfer.config import Settings
+from instainfer.sandbox import probe
+
+
+async def compose(settings: Settings, node: str = "local") -> LocalAgent:
+    """Not started. Raises BadSettings, and Unavailable where the sandbox that is asked for does not work."""
+    data = settings.server.data_dir
+    sandbox = await probe.choose(
+        settings.sandbox.kind,
+        data / "sandbox",
+        uid_base=settings.node.uid_base,
+        networks=settings.sandbox.networks,
+    )
+    environments = Environments(
+        data / "environments",
+        SandboxRunner(sandbox),
+        settings.environments.installer,
+        timeout_s=settings.environments.build_timeout_s,
+    )
+    return LocalAgent(
+        sandbox,
+        environments,
+        data,
+        node=node,
+        memory=settings.node.memory,
+        load_slots=settings.node.load_slots,
+        pids=settings.sandbox.pids,
+        scratch=settings.sandbox.scratch,
+        zygote_memory=settings.node.zygote_memory,
+    )

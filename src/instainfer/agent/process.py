@@ -1,0 +1,151 @@
+"""An agent as a process of its own, which outlives whoever started it.
+
+In its data directory it leaves `agent.json` (who and where it is) while it serves, `agent.log`, and `epoch`, the
+latest controller's that it has obeyed. A lock says whether it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from instainfer import __version__, lock
+from instainfer.agent.compose import compose
+from instainfer.agent.http_server import serving
+from instainfer.config import Settings
+from instainfer.errors import BadSettings, Unavailable
+
+log = logging.getLogger("instainfer")
+
+START_S = 60.0  # a sandbox removes what an earlier one left, and tries what works
+ABOUT = "agent.json"
+LOG = "agent.log"
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    pid: int
+    node: str
+    url: str
+    version: str
+
+
+def address(listen: str) -> tuple[str, int]:
+    """HOST:PORT or PORT. Raises BadSettings."""
+    host, _, port = listen.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise BadSettings(
+            f"--listen {listen!r} is no HOST:PORT", hint="such as 10.0.0.7:3234; port 0 takes a free one"
+        )
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def run(settings: Settings, *, node: str, listen: str, key: str, ready: Callable[[About], None]) -> None:
+    """Serve until SIGTERM or SIGINT, which end everything on the node; a second one ends at once. `ready` is
+    called when a controller can join."""
+    uvloop.run(_run(settings, node, *address(listen), key, ready))
+
+
+async def _run(
+    settings: Settings, node: str, host: str, port: int, key: str, ready: Callable[[About], None]
+) -> None:
+    stop = asyncio.Event()
+
+    def signalled() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signalled)
+    data = settings.server.data_dir
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with lock.alone(data):
+        agent = await compose(settings, node)
+        epoch = data / "epoch"
+        known = int(epoch.read_text()) if epoch.exists() else 0
+        remember = lambda number: _write(epoch, str(number).encode())  # noqa: E731
+        async with serving(agent, host, port, key, epoch=known, remember=remember) as url:
+            about = About(pid=os.getpid(), node=node, url=url, version=__version__)
+            _write(data / ABOUT, msgspec.json.encode(about))
+            log.info("agent %s serves at %s", node, url)
+            ready(about)
+            await stop.wait()
+            log.info("stopping: what runs here ends")
+        (data / ABOUT).unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all, and synced."""
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+
+
+def find(data: Path) -> About | None:
+    """The agent that lives in this data directory."""
+    if not lock.taken(data):
+        return None
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode((data / ABOUT).read_bytes(), type=About)
+    return None
+
+
+def ensure(data: Path, arguments: Sequence[str], environ: dict[str, str] | None = None) -> About:
+    """The agent that lives there, or one that is started with these arguments of `instainfer agent`, in a session
+    of its own. Blocks. Raises Unavailable."""
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (data / LOG).open("ab") as output:
+        before = output.tell()
+        until = time.monotonic() + START_S
+        started: subprocess.Popen[bytes] | None = None
+        while time.monotonic() < until:
+            if (found := find(data)) is not None:
+                return found
+            if started is not None and started.poll() is not None:
+                break
+            if started is None and not lock.taken(data):
+                (data / ABOUT).unlink(missing_ok=True)  # of one that was killed
+                command = [sys.executable, "-m", "instainfer.cli", "agent", "--data-dir", str(data), *arguments]
+                started = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environ,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            time.sleep(0.05)
+    with (data / LOG).open("rb") as written:
+        written.seek(before)
+        said = written.read()[-500:].decode(errors="replace").strip()
+    raise Unavailable(f"the agent in {data} did not start: {said or 'it said nothing'}", hint=f"see {data / LOG}")
+
+
+def stop(data: Path, seconds: float = 30.0) -> bool:
+    """Tell it to end, and wait until it has; False where there is none. Raises Unavailable."""
+    found = find(data)
+    if found is None:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(found.pid, signal.SIGTERM)
+    until = time.monotonic() + seconds
+    while lock.taken(data):
+        if time.monotonic() > until:
+            raise Unavailable(f"agent {found.node} (process {found.pid}) does not end", hint="kill it")
+        time.sleep(0.05)
+    return True

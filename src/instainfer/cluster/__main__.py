@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from instainfer.cluster import ray
+
+ray.main()

@@ -1,0 +1,189 @@
+"""The hosts of a Ray cluster, by way of a driver process (cluster/ray.py). When that dies, with its raylet or by
+itself, another one is started; meanwhile everybody is where they were last seen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import json
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from instainfer.agent.base import Agent
+from instainfer.agent.http_client import HttpAgent
+from instainfer.cluster.base import Change, Joined, Lost, Member, Suspect
+from instainfer.errors import BadSettings, Unavailable
+
+log = logging.getLogger(__name__)
+
+START_S = 60.0
+AGAIN_S = 1.0  # before another driver is started
+GONE_S = 10.0  # a host that Ray has not had for so long is lost to us, too
+ANSWER_S = 120.0
+
+
+class RayHosts:
+    """`address`: HOST:PORT of the cluster's GCS (what `ray start --address` takes), or "": of the cluster that
+    this host is in. Either way a raylet runs on this host. `data`: agents keep theirs below it, each on its own
+    host; `environ`: settings that they are started with."""
+
+    def __init__(
+        self,
+        address: str,
+        key: str,
+        data: Path,
+        *,
+        epoch: int,
+        lost_s: float,
+        environ: Mapping[str, str] | None = None,
+        gone_s: float = GONE_S,
+    ) -> None:
+        self._address = address
+        self._key = key
+        self._data = data
+        self._epoch = epoch
+        self._lost_s = lost_s
+        self._environ = dict(environ or {})
+        self._gone_s = gone_s
+        self._members: dict[str, Member] = {}
+        self._missed: dict[str, asyncio.TimerHandle] = {}
+        self._changes: asyncio.Queue[Change] = asyncio.Queue()
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[str]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._seen = asyncio.Event()  # the present driver has looked
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise BadSettings("Ray is not installed here", hint="pip install 'instainfer[ray]'")
+        failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._keeping = asyncio.create_task(self._keep(failed))
+        seen = asyncio.create_task(self._seen.wait())
+        either: set[asyncio.Future[Any]] = {seen, failed}
+        await asyncio.wait(either, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        if not self._seen.is_set():
+            said = failed.result() if failed.done() else f"it said nothing in {START_S:g} s"
+            seen.cancel()
+            await self.aclose()
+            raise Unavailable(
+                f"the Ray cluster {self._address or 'of this host'} cannot be joined: {said}",
+                hint="does `ray status` work on this host, with the same RAY_AUTH_MODE and token?",
+            )
+
+    def members(self) -> dict[str, Member]:
+        return dict(self._members)
+
+    async def ensure_agent(self, node: str) -> Agent:
+        member = self._members.get(node)
+        if member is None or self._writer is None:
+            raise Unavailable(f"Ray has no host {node} now", hint="`ray status` shows its hosts")
+        environ = dict(self._environ)
+        if member.warm:
+            environ["INSTAINFER_NODE__MEMORY"] = str(member.warm)
+        number = next(self._numbers)
+        asked: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked[number] = asked
+        data = self._data / "agents" / node.replace("/", "_")
+        request = {"id": number, "node": node, "data": str(data), "key": self._key, "environ": environ}
+        try:
+            self._writer.write(json.dumps(request).encode() + b"\n")
+            async with asyncio.timeout(ANSWER_S):
+                url = await asked
+        except TimeoutError:
+            raise Unavailable(f"no agent came up on {node} in {ANSWER_S:g} s", hint="see its agent.log") from None
+        finally:
+            self._asked.pop(number, None)
+        return HttpAgent(node, url, self._key, lost_s=self._lost_s, epoch=self._epoch, stays=True)
+
+    async def watch(self) -> AsyncIterator[Change]:
+        while True:
+            yield await self._changes.get()
+
+    async def aclose(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        for timer in self._missed.values():
+            timer.cancel()
+
+    # ---- the driver
+
+    async def _keep(self, failed: asyncio.Future[str]) -> None:
+        while True:
+            said = await self._drive()
+            for asked in self._asked.values():
+                if not asked.done():
+                    asked.set_exception(Unavailable(f"the Ray driver ended: {said}", retry_after_s=1.0))
+            if not failed.done() and not self._seen.is_set():
+                failed.set_result(said)
+            log.warning("the Ray driver ended, another one is started: %s", said)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _drive(self) -> str:
+        """One of them, to its end. Returns its last words."""
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "instainfer.cluster", str(theirs.fileno()), self._address),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                cwd="/",
+            )
+        assert process.stderr is not None
+        self._writer = writer
+        words = asyncio.create_task(process.stderr.read())
+        try:
+            while line := await reader.readline():
+                self._heard(json.loads(line))
+        except (OSError, ValueError) as error:
+            log.warning("the Ray driver cannot be understood: %s", error)
+        finally:
+            self._writer = None
+            writer.close()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        said = (await words).decode(errors="replace").strip().splitlines()
+        return said[-1][-300:] if said else f"with status {process.returncode}"
+
+    def _heard(self, said: dict[str, Any]) -> None:
+        if "nodes" in said:
+            self._looked({entry["node"]: msgspec.convert(entry, Member) for entry in said["nodes"]})
+            self._seen.set()
+            return
+        asked = self._asked.get(said["id"])
+        if asked is None or asked.done():
+            return
+        if "url" in said:
+            asked.set_result(said["url"])
+        else:
+            asked.set_exception(Unavailable(f"no agent: {said['error']}", hint="see agent.log on that host"))
+
+    def _looked(self, there: dict[str, Member]) -> None:
+        for node, member in there.items():
+            timer = self._missed.pop(node, None)
+            if timer is not None:
+                timer.cancel()
+            if timer is not None or node not in self._members:
+                self._changes.put_nowait(Joined(member=member))
+            self._members[node] = member
+        for node in self._members.keys() - there.keys() - self._missed.keys():
+            self._changes.put_nowait(Suspect(node=node))
+            self._missed[node] = asyncio.get_running_loop().call_later(self._gone_s, self._gone, node)
+
+    def _gone(self, node: str) -> None:
+        self._missed.pop(node, None)
+        self._members.pop(node, None)
+        self._changes.put_nowait(Lost(node=node))

@@ -1,0 +1,218 @@
+"""What every kind of cluster does: it names its members, and has an agent on each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instainfer.agent import process
+from instainfer.cluster.base import Change, ClusterBackend, Joined, Lost, Suspect, capacity
+from instainfer.cluster.embedded import Embedded
+from instainfer.cluster.fixed import Fixed
+from instainfer.cluster.rayhosts import RayHosts
+from instainfer.core.events import NodeLost
+from instainfer.errors import BadSettings, Unavailable
+from instainfer.trial import environment
+from tests.contract.agent_helpers import KEY, MB, Reports
+from tests.contract.test_agent_http import Recorder
+
+SOON_S = 60.0
+SETTINGS = {"INSTAINFER_SANDBOX__KIND": "process"}
+
+
+class Started(Recorder):
+    node = "here"
+
+
+class Cluster:
+    """A backend, and hands on the world that it tells of."""
+
+    def __init__(self, make: Callable[[int], ClusterBackend], data: Path | None, hosts: list[Any]) -> None:
+        self.make = make
+        self.data = data  # of the agents, where they are processes
+        self.hosts = hosts  # Ray's nodes, to be killed
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Any], Any]]:
+    """Two of Ray's, at addresses of their own."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    data = tmp_path_factory.mktemp("ray")
+    (data / "ray.token").write_text("a token of the tests, of some length")
+    before = dict(os.environ)
+    os.environ.update(environment(data))
+    from ray.cluster_utils import Cluster as RayCluster
+
+    cluster = RayCluster(
+        initialize_head=True, head_node_args={"node_ip_address": "127.0.0.21", "resources": {"warm_mb": 300}}
+    )
+    try:
+        other = cluster.add_node(node_ip_address="127.0.0.22", resources={"warm_mb": 200})
+        yield cluster.address, [cluster.head_node, other], cluster
+    finally:
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(params=["embedded", "fixed", pytest.param("ray", marks=pytest.mark.slow)])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    if request.param == "embedded":
+        yield Cluster(lambda epoch: Embedded(Started(), 100 * MB), None, [])
+        return
+    data = tmp_path / "data"
+    agents = data / "agents"
+    if request.param == "fixed":
+        flags = ["--node", "a", "--listen", "127.0.0.1:0", "--memory", "300MB"]
+        about = process.ensure(agents / "a", flags, {**os.environ, **SETTINGS, "INSTAINFER_CLUSTER__KEY": KEY})
+        made = Cluster(lambda epoch: Fixed(f"a={about.url}", KEY, epoch=epoch, lost_s=3.0), agents, [])
+    else:
+        address, nodes, _ = request.getfixturevalue("hosts")
+        made = Cluster(
+            lambda epoch: RayHosts(address, KEY, data, epoch=epoch, lost_s=3.0, environ=SETTINGS, gone_s=1.0),
+            agents,
+            nodes,
+        )
+    try:
+        yield made
+    finally:
+        for agent in agents.glob("*"):
+            process.stop(agent)
+
+
+@contextlib.asynccontextmanager
+async def started(backend: ClusterBackend) -> AsyncIterator[ClusterBackend]:
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.aclose()
+
+
+async def until(changes: AsyncIterator[Change], kind: type[Change], node: str) -> Change:
+    async with asyncio.timeout(SOON_S):
+        async for change in changes:
+            name = change.member.node if isinstance(change, Joined) else change.node
+            if isinstance(change, kind) and name == node:
+                return change
+    raise AssertionError("it ended")
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await scenario()
+
+    asyncio.run(main())
+
+
+def test_members_join_and_have_agents(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        async with started(cluster.make(1)) as backend:
+            members = backend.members()
+            assert members
+            changes = backend.watch()
+            async with asyncio.timeout(SOON_S):
+                seen = [await anext(changes) for _ in members]
+            assert {change.member.node for change in seen if isinstance(change, Joined)} == set(members)
+            for node in members:
+                agent = await backend.ensure_agent(node)
+                reports = Reports()
+                joined = await agent.start(reports)
+                assert joined.node == node
+                await agent.aclose()
+            with pytest.raises(Unavailable):
+                await backend.ensure_agent("nobody")
+
+    run(scenario)
+
+
+def test_an_agent_that_runs_is_not_started_again(cluster: Cluster) -> None:
+    if cluster.data is None:
+        return
+
+    async def scenario() -> None:
+        assert cluster.data is not None
+        pids = []
+        for epoch in (1, 2):
+            async with started(cluster.make(epoch)) as backend:
+                node = min(backend.members())
+                agent = await backend.ensure_agent(node)
+                await agent.start(Reports())
+                about = process.find(cluster.data / node)
+                assert about is not None
+                pids.append(about.pid)
+                await agent.aclose()
+        assert pids[0] == pids[1]
+
+    run(scenario)
+
+
+def test_what_is_ours_is_known() -> None:
+    async def scenario() -> None:
+        async with started(Embedded(Started(), 100 * MB)) as backend:
+            cpus, memory = capacity(backend)
+            assert cpus >= 1
+            assert memory == 100 * MB
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("address", ["http://h:1", "a=", "a=h:1", "a=http://h:1,a=http://h:2"])
+def test_addresses_that_cannot_be(address: str) -> None:
+    with pytest.raises(BadSettings):
+        Fixed(address, KEY, epoch=1, lost_s=1.0)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_said_to_be(hosts: tuple[str, list[Any], Any], tmp_path: Path) -> None:
+    async def scenario() -> None:
+        backend = RayHosts("127.0.0.21:1", KEY, tmp_path, epoch=1, lost_s=1.0)
+        with pytest.raises(Unavailable, match="cannot be joined"):
+            await backend.start()
+
+    run(scenario)
+
+
+@pytest.mark.slow
+def test_a_raylet_that_dies_takes_no_agent_with_it(hosts: tuple[str, list[Any], Any], tmp_path: Path) -> None:
+    """The host is suspect, then lost, then back with a new raylet; its agent never notices."""
+    address, (_, other), cluster = hosts
+
+    async def scenario() -> None:
+        backend = RayHosts(address, KEY, tmp_path, epoch=1, lost_s=3.0, environ=SETTINGS, gone_s=1.0)
+        async with started(backend):
+            assert capacity(backend)[1] == 500_000_000
+            changes = backend.watch()
+            await until(changes, Joined, "127.0.0.22")
+            reports = Reports()
+            agent = await backend.ensure_agent("127.0.0.22")
+            joined = await agent.start(reports)
+            assert joined.memory == 200_000_000
+            before = process.find(tmp_path / "agents" / "127.0.0.22")
+            await asyncio.to_thread(cluster.remove_node, other, False)
+            await until(changes, Suspect, "127.0.0.22")
+            await until(changes, Lost, "127.0.0.22")
+            assert "127.0.0.22" not in backend.members()
+            await asyncio.to_thread(
+                lambda: cluster.add_node(node_ip_address="127.0.0.22", resources={"warm_mb": 200})
+            )
+            await until(changes, Joined, "127.0.0.22")
+            again = await backend.ensure_agent("127.0.0.22")
+            assert process.find(tmp_path / "agents" / "127.0.0.22") == before
+            assert not reports.all(NodeLost)
+            await agent.aclose()
+            await again.aclose()
+
+    try:
+        run(scenario)
+    finally:
+        for directory in (tmp_path / "agents").glob("*"):
+            process.stop(directory)
