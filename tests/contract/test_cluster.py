@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[
         pytest.skip("Ray is not installed")
     data = tmp_path_factory.mktemp("ray")
     (data / "ray.token").write_text("a token of the tests, of some length")
-    before = dict(os.environ)
+    before, terminated = dict(os.environ), signal.getsignal(signal.SIGTERM)
     os.environ.update(environment(data))
     from ray.cluster_utils import Cluster as RayCluster
 
@@ -61,6 +62,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[
         cluster.shutdown()
         os.environ.clear()
         os.environ.update(before)
+        signal.signal(signal.SIGTERM, terminated)
 
 
 @pytest.fixture(params=["embedded", "fixed", pytest.param("ray", marks=pytest.mark.slow)])
@@ -201,9 +203,7 @@ def test_a_raylet_that_dies_takes_no_agent_with_it(hosts: tuple[str, list[Any], 
             await until(changes, Suspect, "127.0.0.22")
             await until(changes, Lost, "127.0.0.22")
             assert "127.0.0.22" not in backend.members()
-            await asyncio.to_thread(
-                lambda: cluster.add_node(node_ip_address="127.0.0.22", resources={"warm_mb": 200})
-            )
+            cluster.add_node(node_ip_address="127.0.0.22", resources={"warm_mb": 200}, wait=False)
             await until(changes, Joined, "127.0.0.22")
             again = await backend.ensure_agent("127.0.0.22")
             assert process.find(tmp_path / "agents" / "127.0.0.22") == before

@@ -97,6 +97,18 @@ def test_what_never_reached_a_lost_node_runs_elsewhere_and_the_rest_is_told() ->
     assert w.ended[unread] == "ok"
 
 
+def test_what_is_sent_again_goes_to_an_instance_that_is_idle() -> None:
+    w = world("ns/f")
+    first = running(w)
+    node = where(w, first)
+    w.fed(ev.NodeClosed(node=node))
+    other = running(w)
+    w.finish(other)
+    w.fed(ev.NodeLost(node=node, unread=(first,)))
+    assert w.running[first] in w.state.instances
+    w.settle()
+
+
 def test_who_waited_for_a_load_on_a_lost_node_is_served_elsewhere() -> None:
     w = world("ns/f")
     first = w.arrive()
@@ -207,6 +219,15 @@ def test_what_an_earlier_controller_left_serves_at_once() -> None:
     request = w.arrive()
     assert (w.running[request], w.starts[request]) == ("i9e1", "warm")
     w.settle()
+
+
+def test_who_waits_is_served_by_what_a_node_comes_with() -> None:
+    w = World(platform(), memory=64 * MB)
+    w.fed(ev.NodeLost(node="n"))
+    w.fed(ev.FunctionDeployed(function=function()))
+    request = w.arrive()
+    w.fed(ev.NodeJoined(node="m", memory=1024 * MB, held=(held(loaded()),)))
+    assert w.running[request] == "i9e1"
 
 
 def test_what_is_frozen_is_thawed_for_its_request() -> None:

@@ -26,6 +26,7 @@ import ray
 
 LOOK_S = 0.5
 START_S = 90.0
+REACH_S = 5.0
 LABEL = "instainfer/host"  # of a Ray node: its name here, instead of its address
 WARM = "warm_mb"
 
@@ -69,6 +70,8 @@ class Driver:
     def run(self, address: str) -> None:
         """Until the other end is closed."""
         host = address.rpartition(":")[0]
+        if address:  # Ray itself would go on trying for a minute
+            socket.create_connection((host.strip("[]"), int(address.rpartition(":")[2])), REACH_S).close()
         beside: dict[str, Any] = {"_node_ip_address": host} if host.startswith("127.") else {}
         ray.init(
             address=address or "auto", namespace="instainfer", log_to_driver=False, logging_level="error", **beside

@@ -30,6 +30,7 @@ def adopt(state: State, node: str, held: Sequence[ev.HeldContainer]) -> None:
             _adopt(state, container, each)
         if state.watches is not None:
             state.watches.created(state.view(container, residents=False), state.now)
+        dispatch.next_in(state, container)
         supply.rest(state, container)
 
 

@@ -1,0 +1,289 @@
+"""A server in front of several agents, each a process of its own: what becomes of requests when one goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from instainfer.agent import process
+from tests.contract.agent_helpers import Proxy
+from tests.live.server_helpers import SANDBOX, Process, Server, environment, eventually
+
+pytestmark = pytest.mark.slow
+
+KEY = "a key of the tests"
+FUNCTION = """
+import os
+import time
+
+def handler(event):
+    time.sleep(event.get("s", 0))
+    return {"n": event.get("n"), "pid": os.getpid(), "loaded": LOADED}
+
+LOADED = time.time()
+"""
+
+
+class Agents:
+    """Processes that outlive any server here, and a server in front of them."""
+
+    def __init__(self, directory: Path, *names: str) -> None:
+        self.directory = directory
+        self.environ = environment({"INSTAINFER_CLUSTER__KEY": KEY})
+        self.about = {name: self.start(name) for name in names}
+
+    def data(self, name: str) -> Path:
+        return self.directory / "agents" / name
+
+    def start(self, name: str, listen: str = "127.0.0.1:0") -> process.About:
+        flags = ["--node", name, "--listen", listen, "--memory", "300MB", "--sandbox", SANDBOX]
+        return process.ensure(self.data(name), flags, self.environ)
+
+    def address(self, **instead: str) -> str:
+        return ",".join(f"{name}={instead.get(name, about.url)}" for name, about in self.about.items())
+
+    def kill(self, name: str) -> None:
+        Process(self.about[name].pid).kill()
+
+    def again(self, name: str) -> None:
+        """Start it anew where it was."""
+        self.about[name] = self.start(name, self.about[name].url.removeprefix("http://"))
+
+    def close(self) -> None:
+        for name in self.about:
+            process.stop(self.data(name))
+        for name in self.about:
+            node = Server(self.directory)
+            node.data = self.data(name)
+            gone(node)
+
+
+def gone(node: Server) -> None:
+    """Nothing is left of it."""
+    found: list[str] = []
+
+    def none() -> bool:
+        found[:] = node.leftovers()
+        return not found
+
+    try:
+        eventually(none, seconds=20)
+    except AssertionError:
+        raise AssertionError(f"left behind: {found}") from None
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> Iterator[Agents]:
+    made = Agents(tmp_path, "a", "b", "c")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextlib.contextmanager
+def served(agents: Agents, **instead: str) -> Iterator[Server]:
+    variables = {
+        "INSTAINFER_CLUSTER__KEY": KEY,
+        "INSTAINFER_CLUSTER__LOST_S": "2",
+        "INSTAINFER_LIMITS__ATTEMPTS": "20",
+    }
+    with Server(agents.directory, "--cluster", agents.address(**instead), variables=variables) as server:
+        yield server
+
+
+def deploy(server: Server, *names: str) -> None:
+    for name in names:
+        server.deploy("ns", name, FUNCTION, memory="64MB")
+
+
+def nodes(server: Server) -> dict[str, Any]:
+    return {one["node"]: one for one in server.client.nodes()}
+
+
+def home(server: Server) -> str:
+    """Of the only container that there is."""
+    (found,) = [name for name, one in nodes(server).items() if one["containers"]]
+    return found
+
+
+class Load:
+    """Clients that send one request after the other until they are told to stop; those with a key until each has
+    its answer."""
+
+    def __init__(self, server: Server, functions: list[str], *, keys: bool) -> None:
+        self._server, self._functions, self._keys = server, functions, keys
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(len(functions))
+        self._running = [self._pool.submit(self._client, name) for name in functions]
+        self.answered = 0
+        self.failed: list[str] = []
+
+    def _client(self, function: str) -> None:
+        with httpx.Client(base_url=self._server.url, timeout=60, trust_env=False) as http:
+            n = 0
+            while not self._stop.is_set():
+                n += 1
+                headers = {"idempotency-key": f"{function}-{n}"} if self._keys else {}
+                answer = http.post(f"/f/ns/{function}", json={"n": n, "s": 0.02}, headers=headers)
+                if answer.status_code != 200:
+                    self.failed.append(answer.text)
+                    continue
+                self.answered += 1
+                assert answer.json()["n"] == n
+                if self._keys and n % 5 == 0:  # whoever asks again hears the same
+                    again = http.post(f"/f/ns/{function}", json={"n": n, "s": 0.02}, headers=headers)
+                    assert again.content == answer.content
+
+    def more(self, count: int = 20) -> None:
+        """Let so many further requests be answered."""
+        until = self.answered + count
+        eventually(lambda: self.answered >= until or self._broken(), what="further answers")
+
+    def _broken(self) -> bool:
+        return any(one.done() for one in self._running)
+
+    def stop(self) -> None:
+        self._stop.set()
+        for one in self._running:
+            one.result(90)
+        self._pool.shutdown()
+
+
+def test_an_agent_killed_under_load_loses_no_work(agents: Agents) -> None:
+    functions = [f"f{n}" for n in range(4)]
+    with served(agents) as server:
+        deploy(server, *functions)
+        load = Load(server, functions, keys=True)
+        load.more()
+        for name in ("a", "b"):
+            agents.kill(name)
+            load.more()
+            agents.again(name)
+            eventually(lambda name=name: nodes(server)[name]["state"] == "joined")  # type: ignore[misc]
+            load.more()
+        load.stop()
+        assert not load.failed
+        assert len(agents.about) == 3
+
+
+def test_plain_calls_that_had_not_begun_run_elsewhere_and_the_rest_is_told(agents: Agents) -> None:
+    with served(agents) as server:
+        deploy(server, "f")
+        server.call("ns", "f")
+        where = home(server)
+        with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http, ThreadPoolExecutor(1) as pool:
+            running = pool.submit(http.post, "/f/ns/f", json={"s": 30})
+            eventually(lambda: server.running("ns", "f"))
+            agents.kill(where)
+            answer = running.result(30)
+        assert answer.status_code == 502
+        assert f"node {where} was lost" in answer.json()["detail"]
+        assert server.call("ns", "f").status_code == 200
+        assert home(server) != where
+
+
+def test_the_functions_of_a_lost_node_are_loaded_elsewhere(agents: Agents) -> None:
+    with served(agents) as server:
+        deploy(server, "f")
+        server.client.pin("ns", "f")
+        eventually(lambda: sum(one["instances"] for one in nodes(server).values()))
+        where = home(server)
+        agents.kill(where)
+        eventually(lambda: any(one["instances"] for name, one in nodes(server).items() if name != where))
+        eventually(lambda: server.state("ns", "f") in ("preloaded", "warm"))
+        assert server.call("ns", "f").headers["x-instainfer-start"] in ("preloaded", "warm")
+
+
+@pytest.mark.parametrize("how", ["term", "kill"])
+def test_the_next_server_adopts_what_is_loaded(agents: Agents, how: str) -> None:
+    with served(agents) as server:
+        deploy(server, "f")
+        before = server.call("ns", "f").json()
+        (server.term if how == "term" else server.kill)()
+        server.start()
+        again = server.call("ns", "f")
+        assert again.headers["x-instainfer-start"] == "warm"
+        assert again.json() == before
+        assert home(server)
+
+
+def test_work_of_a_killed_server_runs_again_when_its_first_attempt_is_over(agents: Agents) -> None:
+    with served(agents) as server:
+        deploy(server, "f")
+        headers = {"prefer": "respond-async"}
+        accepted = server.http.post("/f/ns/f", json={"s": 2}, headers=headers)
+        assert accepted.status_code == 202
+        eventually(lambda: server.running("ns", "f"))
+        server.kill()
+        server.start()
+        job = accepted.json().get("id") or accepted.headers["x-instainfer-activation"]
+        found = eventually(lambda: (one := server.client.job(job))["state"] == "done" and one)
+        assert [attempt["status"] for attempt in found["attempts"]] == ["unavailable", "ok"]
+
+
+def test_a_drained_node_finishes_and_nothing_fails(agents: Agents) -> None:
+    functions = [f"f{n}" for n in range(3)]
+    with served(agents) as server:
+        deploy(server, *functions)
+        load = Load(server, functions, keys=False)
+        load.more()
+        for name in agents.about:  # a rolling restart
+            server.client.drain(name)
+            eventually(lambda name=name: nodes(server)[name]["state"] == "drained")  # type: ignore[misc]
+            assert process.stop(agents.data(name))
+            load.more()
+            agents.again(name)
+            eventually(lambda name=name: nodes(server)[name]["state"] == "drained")  # type: ignore[misc]
+            server.client.drain(name, undo=True)
+            load.more()
+        load.stop()
+        assert not load.failed
+
+
+def test_a_link_that_is_cut_and_heals(agents: Agents) -> None:
+    """What is loaded behind it is still there; what ran is not."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def do(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
+    async def cut(proxy: Proxy) -> None:
+        proxy.refuse()
+
+    proxies = {}
+    for name, about in agents.about.items():
+        proxies[name] = Proxy("127.0.0.1", int(about.url.rpartition(":")[2]))
+        do(proxies[name].start())
+    try:
+        with served(agents, **{name: proxy.url for name, proxy in proxies.items()}) as server:
+            deploy(server, "f")
+            before = server.call("ns", "f").json()
+            where = home(server)
+            do(cut(proxies[where]))
+            assert server.call("ns", "f").json() != before  # elsewhere
+            eventually(lambda: nodes(server)[where]["state"] == "joining")
+            do(proxies[where].start(int(proxies[where].url.rpartition(":")[2])))
+            eventually(lambda: nodes(server)[where]["state"] == "joined")
+            assert nodes(server)[where]["instances"] == 1
+            for proxy in proxies.values():
+                if proxy is not proxies[where]:
+                    do(cut(proxy))
+            eventually(lambda: server.call("ns", "f").json() == before)
+    finally:
+        for proxy in proxies.values():
+            with contextlib.suppress(Exception):
+                do(cut(proxy))
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
