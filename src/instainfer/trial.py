@@ -70,7 +70,7 @@ def up(data: Path, *, nodes: int, memory: str, port: int, sandbox: str) -> dict[
         down(data)
         raise
     _save(data, state)
-    return {"url": state["url"], "data_dir": str(data / "server"), "nodes": nodes}
+    return {"url": state["url"], "data_dir": str(data / "server"), "ray_dir": state["tmp"], "nodes": nodes}
 
 
 def down(data: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+from psutil import Error, process_iter  # type: ignore[import-untyped] # it ships no types
 
+from instainfer import trial
 from instainfer.agent import process
+from instainfer.client import Client
 from tests.contract.agent_helpers import Proxy
 from tests.live.server_helpers import SANDBOX, Process, Server, environment, eventually
 
@@ -287,3 +291,51 @@ def test_a_link_that_is_cut_and_heals(agents: Agents) -> None:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def test_a_cluster_of_ray_under_load_loses_a_raylet_and_leaves_nothing(tmp_path: Path) -> None:
+    """`cluster up`, work, a raylet killed, an agent killed, `cluster down`."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    found = trial.up(tmp_path, nodes=2, memory="300MB", port=0, sandbox=SANDBOX)
+    try:
+        server = Server(tmp_path)
+        server.url = found["url"]
+        server.client = Client(server.url)
+        deploy(server, "f0", "f1")
+        load = Load(server, ["f0", "f1"], keys=True)
+        load.more()
+        (raylet,) = _of(found["ray_dir"], "raylet", "127.0.0.12")
+        raylet.kill()
+        load.more()
+        agents = {path.name: process.find(path) for path in (tmp_path / "server" / "agents").glob("*")}
+        killed = agents["127.0.0.11"]
+        assert killed is not None
+        Process(killed.pid).kill()
+        load.more()
+        eventually(lambda: nodes(server)["127.0.0.11"]["state"] == "joined")  # started again, and joined
+        after = process.find(tmp_path / "server" / "agents" / "127.0.0.11")
+        assert after is not None and after.pid != killed.pid
+        assert process.find(tmp_path / "server" / "agents" / "127.0.0.12") == agents["127.0.0.12"]
+        load.more()
+        load.stop()
+        assert not load.failed
+        server.client.close()
+    finally:
+        trial.down(tmp_path)
+    for name in agents:
+        node = Server(tmp_path)
+        node.data = tmp_path / "server" / "agents" / name
+        gone(node)
+    assert not _of(found["ray_dir"])
+
+
+def _of(directory: str, *words: str) -> list[Process]:
+    """Processes of the Ray that keeps its files there, with these words on their command lines."""
+    found = []
+    for one in process_iter():
+        with contextlib.suppress(Error):
+            line = " ".join(one.cmdline())
+            if all(word in line for word in (directory, *words)):
+                found.append(one)
+    return found
