@@ -23,10 +23,10 @@ _RENORMALISE = 1e9  # weights grow instead of all counts being decayed at each a
 class GapCounts:
     """How many of the last gaps were how long, in units of the newest one."""
 
-    __slots__ = ("_counts", "_weight", "total")
+    __slots__ = ("_beyond", "_weight", "total")
 
     def __init__(self) -> None:
-        self._counts = [0.0] * (_LAST + 1)
+        self._beyond = [0.0] * (_LAST + 2)  # gaps no shorter than each edge; added to as seldom as gaps come
         self._weight = 1.0  # of the newest gap
         self.total = 0.0
 
@@ -35,15 +35,16 @@ class GapCounts:
         self._weight /= _DECAY
         if self._weight > _RENORMALISE:
             scale = 1.0 / self._weight
-            self._counts = [count * scale for count in self._counts]
+            self._beyond = [count * scale for count in self._beyond]
             self._weight = 1.0
-        self._counts[bisect_right(EDGES, gap) - 1] += self._weight
+        weight, index = self._weight, bisect_right(EDGES, gap)
+        self._beyond[:index] = [count + weight for count in self._beyond[:index]]
 
     def beyond(self, gap: float) -> float:
         """How many lasted longer than `gap`, taken as even inside a bin."""
         index = bisect_right(EDGES, gap)
         if index > _LAST:
             return 0.0
-        end, counts = EDGES[index], self._counts
-        inside = counts[index - 1] * (end - gap) / (end - EDGES[index - 1])
-        return (inside + sum(counts[index:])) / self._weight
+        end, later = EDGES[index], self._beyond[index]
+        inside = (self._beyond[index - 1] - later) * (end - gap) / (end - EDGES[index - 1])
+        return (inside + later) / self._weight

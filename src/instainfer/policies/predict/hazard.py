@@ -82,17 +82,16 @@ class _History:
         none. What was asked last is remembered: the end of one look ahead is often the beginning of the next."""
         if gap == self.asked:
             return self.answer
-        rate = self.long_run
-        long_run = (rate.seconds / (rate.seconds + gap)) ** rate.arrivals  # see Rate
+        long_run, pauses, bursts, spells = self.long_run, self.pauses, self.bursts, self.spells
         counts, timer = self.counts, self.timer
-        pauses, bursts, spells = self.pauses, self.bursts, self.spells
+        ever = (long_run.seconds / (long_run.seconds + gap)) ** long_run.arrivals  # see Rate
         self.asked = gap
         self.answer = answer = (
-            long_run,
+            ever,
             (pauses.seconds / (pauses.seconds + gap)) ** pauses.arrivals,
             (bursts.seconds / (bursts.seconds + gap)) ** bursts.arrivals,
             (spells.seconds / (spells.seconds + gap)) ** spells.arrivals,
-            (counts.beyond(gap) + _COUNTS_PRIOR * long_run) / (counts.total + _COUNTS_PRIOR),
+            (counts.beyond(gap) + _COUNTS_PRIOR * ever) / (counts.total + _COUNTS_PRIOR),
             0.0 if timer is None else timer.outlasts(gap),
         )
         return answer
@@ -169,8 +168,11 @@ class Hazard:
         history = self._histories.get(function)
         if history is None:
             return 0.0
-        idle = max(now - history.last, 0.0)
-        return _arrives(history, idle, self.window_s) * max(1.0 / self.window_s, history.long_run.after(idle))
+        idle = now - history.last
+        if idle < 0.0:
+            idle = 0.0
+        often, once = history.long_run.after(idle), 1.0 / self.window_s
+        return _arrives(history, idle, self.window_s) * (often if often > once else once)
 
     def probability(self, function: str, now: float, horizon_s: float = HORIZON_S) -> float:
         history = self._histories.get(function)
@@ -190,4 +192,5 @@ def _arrives(history: _History, idle: float, within: float) -> float:
     if lasted <= _IMPOSSIBLE:  # longer than anyone expected: all that is left is the long-run rate
         waited = history.long_run.seconds + idle
         return float(1.0 - (waited / (waited + within)) ** history.long_run.arrivals)
-    return min(max(ended / lasted, 0.0), 1.0)
+    p = ended / lasted
+    return 1.0 if p > 1.0 else p if p > 0.0 else 0.0

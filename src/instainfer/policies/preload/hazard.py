@@ -98,8 +98,10 @@ class HazardPreload:
         rates, last = self._rates, self._last
         if not self._rated_at <= now < self._rated_at + TICK_S:
             self._rated_at = now
-            rates = self._rates = {}
-            last = self._last = {}
+            rate, called_at = forecast.rate, forecast.last
+            self._last = {name: called_at(name) for name in functions}
+            self._rates = {name: rate(name, now) for name in functions}
+            return self._rates
         for name in functions:
             called = forecast.last(name)
             if name not in rates or last[name] != called:
