@@ -134,17 +134,22 @@ class _Room:
         """Held items that free `short` bytes and are worth less than `limit` together, or None."""
         if short <= 0:
             return []
-        freed = 0
+        freed, cost = 0, 0.0
         chosen: list[Held] = []
         single: Held | None = None
         for held in self.held:
             if held.function == spared and held.level:
                 continue  # what is to be raised cannot give way
-            if held.bytes >= short and (single is None or held.value < single.value):
-                single = held
             if freed < short:
+                if cost >= limit:
+                    return None  # no others free as much for less: these are the cheapest bytes
                 chosen.append(held)
                 freed += held.bytes
+                cost += held.value
+            elif held.value * short >= cost * held.bytes:
+                break  # from here on one alone costs more
+            if held.bytes >= short and (single is None or held.value < single.value):
+                single = held
         if freed < short:
             return None
         for held in sorted(chosen, key=lambda one: (-one.value, one.instance)):
@@ -231,6 +236,13 @@ class _Pass:
         return self._assignments()
 
     def _put(self, option: _Option, level: Level, value: float, weight: int) -> None:
+        limit = value / self.price
+        for pool in option.pools:
+            short = weight - pool.by_free[-1][0]
+            if short <= 0 or (pool.by_cheapest and pool.by_cheapest[0][0] * short < limit):
+                break
+        else:
+            return  # nowhere room, nor any cheap enough: most of them, once memory is full
         room = self._fit(option, weight)
         victims: list[Held] = []
         if room is None:
