@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+import math
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -32,7 +33,9 @@ EVERY_S = 1.0
 LINGER_S = 20.0  # after the last reader has left: it may come back and go on
 STUCK_S = 15.0  # a reader that takes nothing for so long is let go
 OVER_S = 60.0  # rates are of so many seconds
-KEPT = 10_000  # invocations and marks, some 15 MB at most
+KEPT = 10_000  # invocations and marks, some 15 MB at most; of one second half as many
+HEARD = 50_000  # invocations of one second that are counted
+SAMPLED = 1_000  # durations of one second and namespace that the quantiles are of
 MOST = 1_000  # of them in one event: what is left out is counted
 MOST_READERS = 64
 MOST_OF_ONE = 16  # of one namespace
@@ -43,6 +46,25 @@ _HITS = ("warm", "preloaded")
 class Entry(NamedTuple):
     tick: int  # in which it came
     row: Activation | Mark
+
+
+class Tally:
+    """Of the invocations of one namespace that ended in one second."""
+
+    __slots__ = ("failed", "starts", "took")
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.starts: dict[str, int] = {}
+        self.took: list[float] = []  # of those that went well
+
+    def add(self, row: Activation) -> None:
+        start = row.start or "none"
+        self.starts[start] = self.starts.get(start, 0) + 1
+        if row.status != "ok":
+            self.failed += 1
+        elif len(self.took) < SAMPLED:
+            self.took.append(row.e2e_s)
 
 
 class Events(StreamingResponse):
@@ -76,11 +98,13 @@ class Feed:
         self._books = health.controller.books
         self._epoch = health.epoch
         self._journal: deque[Entry] = deque()
-        self._heard: deque[Activation] = deque(maxlen=KEPT)  # filled by the writer's thread
+        self._heard: deque[Activation] = deque(maxlen=HEARD)  # filled by the writer's thread
+        self._minute: dict[int, dict[str, Tally]] = {}  # by second since 1970 and namespace
+        self._whole = 0.0  # since when the tallies are of all there was
         self._marked = 0  # number of the latest mark in the journal
         self._tick = 0
         self._floor = 0  # of ticks up to this one something may be missing
-        self._overflowed = False  # has the journal lost invocations of the last minute?
+        self._left: dict[str, int] = {}  # of this tick, by namespace: invocations that are not in the journal
         self._made: dict[tuple[Principal, int], bytes] = {}  # events of this tick, by who and since when
         self._readers: dict[object, str] = {}  # -> namespace
         self._running: asyncio.Task[None] | None = None
@@ -146,11 +170,13 @@ class Feed:
                 )
             known = {one.id for one in seed}
             heard = [one for one in self._take_heard() if one.id not in known]
-            self._overflowed = len(seed) >= MOST
+            started = wall - (self._clock.now() - self._health.started)
+            self._whole = max(started, seed[-1].wall if len(seed) >= MOST else wall - OVER_S)
             self._tick += 1
             self._floor = self._tick
             self._marked = 0
             self._journal.clear()
+            self._minute.clear()
             self._add([*reversed(seed), *heard])
             self._next = asyncio.get_running_loop().create_future()
             self._running = asyncio.create_task(self._run())
@@ -188,20 +214,22 @@ class Feed:
                 taken.append(self._heard.popleft())
         return taken
 
-    def _add(self, rows: Iterable[Activation]) -> None:
-        """To the journal, and the new marks too."""
+    def _add(self, rows: list[Activation]) -> None:
+        """To the tallies and the journal, and the new marks too."""
         self._made.clear()
+        for row in rows:
+            self._minute.setdefault(int(row.wall + row.e2e_s), {}).setdefault(row.namespace, Tally()).add(row)
+        old = self._clock.wall() - OVER_S
+        for second in [second for second in self._minute if second < old]:
+            del self._minute[second]
         for mark in self._books.marks.since(self._marked):
             self._journal.append(Entry(self._tick, mark))
         self._marked = self._books.marks.count
-        for row in rows:
-            self._journal.append(Entry(self._tick, row))
-        old = self._clock.wall() - OVER_S
+        kept = _thinned(rows, KEPT // 2)
+        self._left = _left_out(rows, kept)
+        self._journal.extend(Entry(self._tick, row) for row in kept)
         while len(self._journal) > KEPT:
-            lost = self._journal.popleft()
-            self._floor = max(self._floor, lost.tick)
-            if isinstance(lost.row, Activation) and lost.row.wall + lost.row.e2e_s > old:
-                self._overflowed = True
+            self._floor = max(self._floor, self._journal.popleft().tick)
 
     # ---- what is told --------------------------------------------------------------------------------------
 
@@ -223,15 +251,17 @@ class Feed:
                     invocations.append(row)
                 else:
                     marks.append(row)
-        shown = _telling(invocations)
+        invocations.reverse()
+        shown = _thinned(invocations, MOST)
+        left = sum(count for namespace, count in self._left.items() if who.sees(namespace))
         id = f"{self._epoch}.{self._tick}"
         data = {
             "id": id,
             "anew": cursor == 0,
             "who": {"namespace": who.namespace, "role": who.role.value},
             "now": self.now(who),
-            "invocations": [_invocation(one) for one in reversed(shown)],
-            "left_out": len(invocations) - len(shown),
+            "invocations": [_invocation(one) for one in shown],
+            "left_out": len(invocations) - len(shown) + left,
             "marks": [_mark(one) for one in reversed(marks[:MOST])],
         }
         return b"id: " + id.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
@@ -277,28 +307,26 @@ class Feed:
         return told
 
     def _rates(self, who: Principal) -> dict[str, Any]:
-        """Of the invocations that ended in the last minute, or (where they are too many to keep) of the latest:
-        `over_s` says of how many seconds."""
-        wall = self._clock.wall()
-        over_s = min(OVER_S, self._clock.now() - self._health.started)
-        ended = []
-        for entry in self._journal:
-            row = entry.row
-            if isinstance(row, Activation) and row.wall + row.e2e_s > wall - over_s:
-                ended.append(row)
-        if self._overflowed and ended:
-            over_s = min(over_s, wall - min(row.wall + row.e2e_s for row in ended))
-        ended = [row for row in ended if who.sees(row.namespace)]
-        took = sorted(row.e2e_s for row in ended if row.status == "ok")
+        """Of the invocations that ended in the last `over_s` seconds: a minute, or since when all are counted."""
+        over_s = min(OVER_S, max(self._clock.wall() - self._whole, 1.0))
         starts: dict[str, int] = {}
-        for row in ended:
-            starts[row.start or "none"] = starts.get(row.start or "none", 0) + 1
-        began = len(ended) - starts.get("none", 0)
+        took: list[float] = []
+        failed = 0
+        for tallies in self._minute.values():
+            for namespace, tally in tallies.items():
+                if who.sees(namespace):
+                    failed += tally.failed
+                    took += tally.took
+                    for start, count in tally.starts.items():
+                        starts[start] = starts.get(start, 0) + count
+        took.sort()
+        ended = sum(starts.values())
+        began = ended - starts.get("none", 0)
         return {
             "over_s": over_s,
-            "invocations": len(ended),
-            "per_s": len(ended) / max(over_s, 1.0),
-            "failed": len(ended) - len(took),
+            "invocations": ended,
+            "per_s": ended / over_s,
+            "failed": failed,
             "hit_fraction": sum(starts.get(hit, 0) for hit in _HITS) / began if began else None,
             "starts": starts,
             "p50_ms": _quantile(took, 0.5),
@@ -307,23 +335,32 @@ class Feed:
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
-    """The least value that this share does not exceed, in milliseconds."""
+    """The least value that at least this share does not exceed, in milliseconds."""
     if not ordered:
         return None
-    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))] * 1e3
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] * 1e3
 
 
-def _telling(rows: list[Activation]) -> list[Activation]:
-    """At most MOST of them: warm ones are left out first, the oldest of them first."""
-    if len(rows) <= MOST:
+def _thinned(rows: list[Activation], most: int) -> list[Activation]:
+    """At most so many of them, in their order: warm ones are left out first, the oldest of them first."""
+    if len(rows) <= most:
         return rows
-    rare = [row for row in rows if row.start != "warm" or row.status != "ok"][:MOST]
-    chosen = {row.id for row in rare}
-    for row in rows:  # the latest first
-        if len(chosen) == MOST:
+    rare = [place for place, row in enumerate(rows) if row.start != "warm" or row.status != "ok"]
+    chosen = set(rare[-most:])
+    for place in range(len(rows) - 1, -1, -1):
+        if len(chosen) == most:
             break
-        chosen.add(row.id)
-    return [row for row in rows if row.id in chosen]
+        chosen.add(place)
+    return [rows[place] for place in sorted(chosen)]
+
+
+def _left_out(rows: list[Activation], kept: list[Activation]) -> dict[str, int]:
+    """How many of each namespace."""
+    if len(rows) == len(kept):
+        return {}
+    counted = Counter(row.namespace for row in rows)
+    counted.subtract(row.namespace for row in kept)
+    return dict(counted)
 
 
 def _invocation(of: Activation) -> dict[str, Any]:

@@ -53,15 +53,15 @@ function figures(now) {
   const { rates } = now;
   const idle = now.containers.reduce((sum, one) => sum + one.idle_mb, 0);
   return [
-    ["Requests per second", number(rates.per_s), "per_s"],
+    ["Requests/s", number(rates.per_s), "per_s"],
     ["Hit rate", percent(rates.hit_fraction), "hit"],
     ["p50", ms(rates.p50_ms), "p50"],
     ["p99", ms(rates.p99_ms), "p99"],
     ["Failed", number(rates.failed), "failed"],
     ["Waiting", number(now.queued), "queued"],
-    ["Pre-loaded, not used yet", mb(now.preloaded_mb), "ahead"],
-    ["Idle in containers", mb(idle), "idle"],
-    now.wasted_gb_s !== undefined && ["Wasted by pre-loads", `${number(now.wasted_gb_s)} GB·s`, "wasted"],
+    ["Pre-loaded, unused", mb(now.preloaded_mb), "ahead"],
+    ["Idle memory", mb(idle), "idle"],
+    now.wasted_gb_s !== undefined && ["Wasted", `${number(now.wasted_gb_s)} GB·s`, "wasted"],
   ].filter(Boolean);
 }
 

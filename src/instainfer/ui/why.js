@@ -7,7 +7,7 @@ import { troubled } from "./trouble.js";
 
 export const title = ([id]) => `Why ${short(id ?? "")}`;
 
-const HIT = ["warm", "preloaded"];
+const COLD = ["cold", "forked", "imported", "cloned"]; // the first of them that there was
 
 export function show(main, [id]) {
   const body = h("div", null, h("p", { class: "quiet" }, "asking"));
@@ -28,9 +28,11 @@ export function show(main, [id]) {
 function page(told, others, logs) {
   const one = told.activation;
   const rows = [["this one", plain(one.phases), one.e2e_ms]];
-  for (const [name, fits] of [["its cold", (start) => start && !HIT.includes(start) && start !== "attached"], ["its warm", (start) => start === "warm"]]) {
-    const median = middle(others.filter((other) => fits(other.start) && other.status === "ok" && other.id !== one.id));
-    if (median) rows.push([`${name} (${median.start}, median of ${median.of})`, plain(median.phases), median.e2e_ms]);
+  const peers = others.filter((other) => other.status === "ok" && other.id !== one.id);
+  for (const [name, kinds] of [["its cold", COLD], ["its warm", ["warm"]]]) {
+    const kind = kinds.find((start) => peers.some((other) => other.start === start));
+    const median = middle(peers.filter((other) => other.start === kind));
+    if (median) rows.push([`${name} (${kind}, median of ${median.of})`, plain(median.phases), median.e2e_ms]);
   }
   return [
     facts([
