@@ -104,7 +104,11 @@ export async function follow(told, state, locked) {
         failures = 0;
         state("live");
         since = event.id;
-        told(event);
+        try {
+          told(event);
+        } catch (error) {
+          reportError(error); // a fault of a page is none of the feed's
+        }
       }
     } catch (error) {
       if (error.status === 401 || error.status === 403) {

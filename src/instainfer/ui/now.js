@@ -61,7 +61,7 @@ function figures(now) {
     ["Waiting", number(now.queued), "queued"],
     ["Pre-loaded, unused", mb(now.preloaded_mb), "ahead"],
     ["Idle memory", mb(idle), "idle"],
-    now.wasted_gb_s !== undefined && ["Wasted", `${number(now.wasted_gb_s)} GB·s`, "wasted"],
+    now.wasted_gb_s !== undefined && ["Wasted", `${number(now.wasted_gb_s, 2)} GB·s`, "wasted"],
   ].filter(Boolean);
 }
 

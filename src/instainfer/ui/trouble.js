@@ -10,6 +10,7 @@ export async function troubled(place, act) {
   } catch (error) {
     if (error.name === "AbortError") return false;
     if (error.status === undefined) throw error;
+    delete place.made; // see `when`: what comes next is shown, be it what was there before
     place.replaceChildren(h("p", { class: "bad", role: "alert" }, error.message), h("p", { class: "quiet" }, error.hint));
     return false;
   }
