@@ -319,7 +319,7 @@ def _settings_table(package: Package) -> tuple[dict[str, Any], str]:
 def _toml(data: bytes, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadSettings(f"{where}: {error}", hint="https://toml.io shows the notation") from None
 
 

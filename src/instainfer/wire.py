@@ -67,7 +67,7 @@ class Decoder(Generic[Message]):
     def _decoded(self, body: memoryview) -> Message:
         try:
             return self._decode.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadInput(
                 f"no message of ours: {error}", hint="controller and agents have to be of one version"
             ) from None

@@ -391,7 +391,7 @@ async def _body(request: Request, largest: int) -> bytes:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise BadInput(f"The request content was malformed: {error}") from None
 
 
