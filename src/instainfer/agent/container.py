@@ -534,15 +534,17 @@ class ContainerHost:
         await self.container.destroy()
         residents = list(self.residents.values())
         self.residents.clear()
-        for resident in residents:
-            unread += resident.host.close()
-            if resident.maker is not None:
-                resident.maker.link.close()
-            for process in {resident.process, resident.template} - {None}:
-                if process is not None and process.maker.room is not self.room:
-                    await process.maker.room.leave(process.name)
-        self._node.ended(self.id)
-        self._sink(ContainerLost(container=self.id, reason=reason, unread=tuple(unread)))
+        try:
+            for resident in residents:
+                unread += resident.host.close()
+                if resident.maker is not None:
+                    resident.maker.link.close()
+                for process in {resident.process, resident.template} - {None}:
+                    if process is not None and process.maker.room is not self.room:
+                        await process.maker.room.leave(process.name)
+        finally:  # its memory is free and its requests have to be told, whatever else went wrong
+            self._node.ended(self.id)
+            self._sink(ContainerLost(container=self.id, reason=reason, unread=tuple(unread)))
 
 
 def interception(

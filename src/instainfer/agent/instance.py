@@ -379,8 +379,11 @@ def _unread(transport: asyncio.Transport) -> bool:
     """Whether the other end was closed before it had read all that was written."""
     if transport.get_write_buffer_size():
         return True
+    sock = transport.get_extra_info("socket")
+    if sock is None:  # a transport that was closed here, or lost, shows none
+        return False
     try:
-        return bool(transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
     except OSError:  # it is closed here already
         return False
 
