@@ -107,6 +107,8 @@ class Telemetry(Section, frozen=True, kw_only=True):
 
 class Store(Section, frozen=True, kw_only=True):
     url: str = ""  # "": SQLite in the data directory; or postgresql://USER:PASSWORD@HOST/DATABASE
+    lease_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 15.0  # so long it is a server's that is not heard of
+    standby: bool = False  # wait for the end of the server that uses the database, then take over
 
 
 class Records(Section, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import secrets
 import time
 from collections import deque
@@ -25,6 +26,8 @@ from instainfer.errors import BY_CODE, Conflict, InstaInferError, NotFound, Over
 from instainfer.eventlog import EventLog
 from instainfer.foresight import Foresight
 from instainfer.model import FunctionSpec
+
+log = logging.getLogger("instainfer")
 
 FLUSH_S = 0.5
 
@@ -242,6 +245,17 @@ class Controller:
         elif ticket.chunk is not None:
             self._node_of[ticket.container].send(wire.Cancel(request=ticket.request, instance=ticket.instance))
 
+    def abandon(self, ticket: Ticket, reason: str) -> None:
+        """End it however far it is, with an error after which it may be tried again. One that runs ends with its
+        instance, since nothing else stops it for certain."""
+        if ticket.request not in self._tickets:
+            return
+        if not ticket.instance:
+            self.feed(ev.RequestCancelled(request=ticket.request, reason=reason, code="unavailable"))
+        else:
+            agent = self._node_of[ticket.container]
+            agent.send(act.Offload(instance=ticket.instance, why=act.Why(rule=reason)))
+
     # ---- by hand -------------------------------------------------------------------------------------------
 
     async def ask(self, make: Callable[[int], ev.AnyEvent]) -> act.Answer:
@@ -432,7 +446,12 @@ class Controller:
         elif isinstance(report, wire.Missing):
             known = self._revisions.get(report.revision)
             if known is not None:
-                agent.send(wire.Deliver(revision=report.revision, package=self._packages(known[0])))
+                try:
+                    package = self._packages(known[0])
+                except InstaInferError as error:
+                    log.error("%s cannot run: %s", known[0].key, error.message)
+                    package = b""  # which no node can extract: whoever calls it is told, and nobody else
+                agent.send(wire.Deliver(revision=report.revision, package=package))
         elif isinstance(report, wire.Progress):
             if (task := self._tasks.get(report.token)) is not None:
                 task.progress(report.message)

@@ -59,6 +59,8 @@ class Work:
         self._watchers: dict[str, list[asyncio.Future[Job]]] = {}
         self._locks: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._submitted: dict[str, Ticket] = {}  # by job: those that run, or wait for an instance
+        self._paused = False
         self._stopping = False
 
     async def start(self) -> None:
@@ -76,6 +78,17 @@ class Work:
         self._remember(job)
         self._queue(job)
         return job
+
+    def pause(self) -> None:
+        """Begin nothing, and end what runs: another server may be about to begin it again."""
+        self._paused = True
+        for ticket in tuple(self._submitted.values()):
+            self._controller.abandon(ticket, "the lease on the database has run out")
+
+    def resume(self) -> None:
+        self._paused = False
+        for function in tuple(self._ready):
+            self._next(function)
 
     def stop(self) -> None:
         """No further attempts; what runs is the controller's to drain."""
@@ -128,6 +141,7 @@ class Work:
             )
         function = job_function(job)
         at_once = self._running.get(function, 0) < AT_ONCE and not self._ready.get(function)
+        at_once = at_once and not self._paused
         if at_once:
             self._enter(function)
             job = replace(
@@ -252,7 +266,7 @@ class Work:
 
     def _next(self, function: str) -> None:
         ready = self._ready.get(function)
-        while ready and self._running.get(function, 0) < AT_ONCE and not self._stopping:
+        while ready and self._running.get(function, 0) < AT_ONCE and not self._stopping and not self._paused:
             job = self._open[ready.popleft()]
             self._enter(function)
             self._task(self._run(job, None))
@@ -271,9 +285,15 @@ class Work:
             spec = self._controller.specs.get(job_function(job))
             if spec is None:
                 raise NotFound(f"there is no function {job_function(job)}", function=job_function(job))
+            if self._paused:
+                raise Unavailable("the lease on the database has run out", function=spec.key)
             ended: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
-            self._controller.submit(spec, job.content_type, body, ended.set_result, activation=job.id)
-            ticket = await ended
+            given = self._controller.submit(spec, job.content_type, body, ended.set_result, activation=job.id)
+            self._submitted[job.id] = given
+            try:
+                ticket = await ended
+            finally:
+                del self._submitted[job.id]
         except InstaInferError as error:
             await self._finish(job, None, error)
             return

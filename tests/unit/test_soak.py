@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from instainfer.bench.soak import WATCHED, slope, verdict
+from instainfer.bench.soak import WATCHED, slope, unanswered, verdict
 
 
 def looks(grow: str = "", by: float = 0.0) -> list[dict[str, float]]:
@@ -26,6 +26,12 @@ def test_a_server_that_warms_up_and_stays_is_flat() -> None:
 def test_what_grows_is_named(key: str) -> None:
     rows = verdict(looks(key, by=200.0))
     assert [row["name"] for row in rows if not row["flat"]] == [key]
+
+
+def test_a_request_without_an_answer_is_no_success() -> None:
+    assert unanswered({"200": 5, "502": 1, "deployed": 2})["flat"]
+    assert not unanswered({"200": 5, "ReadTimeout": 1})["flat"]
+    assert not unanswered({"503": 1})["flat"]
 
 
 def test_an_odd_look_does_not_move_the_slope() -> None:

@@ -49,6 +49,7 @@ from instainfer.shadow.follower import wanted
 from instainfer.shadow.live import Live
 from instainfer.shadow.messages import Start
 from instainfer.shadow.watch import Shadows
+from instainfer.store.lease import Lease
 from instainfer.store.sql import SqlStore
 from instainfer.store.writer import BatchWriter
 from instainfer.work import Work
@@ -133,14 +134,32 @@ async def _serve(settings: Settings) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, signalled)
+    lost: list[InstaInferError] = []
+
+    def ends(error: InstaInferError) -> None:
+        lost.append(error)
+        stop.set()
+
     async with contextlib.AsyncExitStack() as stack:
-        await _compose(settings, stack)
-        await stop.wait()
+        composing = asyncio.create_task(_compose(settings, stack, ends))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({composing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not composing.done():  # it waits for another server's end, say
+            composing.cancel()
+            await asyncio.wait({composing})
+        if not composing.cancelled():
+            composing.result()
+        await stopped
         log.info("stopping: no new requests, waiting up to %g s for the running ones", settings.server.drain_s)
+    if lost:
+        raise lost[0]
 
 
-async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None:
-    """Start everything, from the store up to the listening sockets; the stack takes it down the other way."""
+async def _compose(
+    settings: Settings, stack: contextlib.AsyncExitStack, ends: Callable[[InstaInferError], None]
+) -> None:
+    """Start everything, from the store up to the listening sockets; the stack takes it down the other way. `ends`:
+    told what the server cannot go on after."""
     data = settings.server.data_dir
     admin = data / "admin.sock"
     if (length := len(os.fsencode(admin.absolute()))) > LONGEST_SOCKET:
@@ -156,6 +175,10 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     clock, epoch = BootClock(), secrets.token_hex(4)
     store = SqlStore(settings.store.url or f"sqlite:///{data / 'instainfer.db'}")
     stack.callback(store.close)
+    lease = Lease(store, data / "lock", settings.store.lease_s) if settings.store.url else None
+    if lease is not None:  # else the data directory's lock is enough
+        await lease.take(standby=settings.store.standby)
+        stack.push_async_callback(lease.release)
     access = Access(store, clock, server_key=settings.server.api_key)
     if not access.asked and not is_loopback(settings.server.host):
         raise BadSettings(
@@ -243,6 +266,8 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     if access.asked:
         locked()
     work = Work(controller, store, clock, attempts=settings.limits.attempts, most=settings.limits.jobs)
+    if lease is not None:
+        stack.callback(asyncio.create_task(_kept(lease, work, ends)).cancel)
     await work.start()
     feed = Feed(health)
     traced = bool(settings.telemetry.otlp)
@@ -285,6 +310,12 @@ async def _compose(settings: Settings, stack: contextlib.AsyncExitStack) -> None
     _announce(settings, health, listening)
     gc.collect()
     gc.freeze()  # what lives for good need not be looked at by every collection: they were the p99
+
+
+async def _kept(lease: Lease, work: Work, ends: Callable[[InstaInferError], None]) -> None:
+    said = "another server has taken over the database"
+    hint = "it was not renewed for store.lease_s: was this machine asleep, or the database out of reach?"
+    await lease.keep(pause=work.pause, resume=work.resume, lost=lambda: ends(Unavailable(said, hint=hint)))
 
 
 def _told(settings: Settings, stack: contextlib.AsyncExitStack) -> telemetry.Told | None:

@@ -76,6 +76,7 @@ class SqlStore:
         if make is None:
             raise BadSettings(f"store.url: {self._url.get_backend_name()} is not supported", hint=URL_HINT)
         self._engine = make(self._url)
+        self._token: int | None = None  # of the lease that fences what is written, where there is one
         try:
             self._open()
         except BaseException:
@@ -121,6 +122,7 @@ class SqlStore:
         with self._translated(), self._writing, self._engine.connect() as db:
             db = db.execution_options(instainfer_write=True, instainfer_durable=durable)
             with db.begin():
+                self._fenced(db)
                 yield db
 
     @contextmanager
@@ -158,6 +160,45 @@ class SqlStore:
         row = self._insert(table)
         changed = {column.name: row.excluded[column.name] for column in table.columns if column.name != key}
         return row.on_conflict_do_update(index_elements=[key], set_=changed)
+
+    # ---- whose database it is
+
+    def _fenced(self, db: sa.Connection) -> None:
+        """Nobody takes the lease before this transaction is over. Raises Unavailable when somebody has."""
+        if self._token is not None and db.scalar(sa.select(tables.lease.c.token).with_for_update(read=True)) != (
+            self._token
+        ):
+            raise Unavailable("another server has taken over the database", hint="ask that one")
+
+    def _now(self, db: sa.Connection) -> float:
+        """By the clock that all servers share."""
+        if self._engine.dialect.name == "postgresql":
+            return float(db.scalar(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))) or 0.0)
+        return float(db.exec_driver_sql("SELECT (julianday('now') - 2440587.5) * 86400.0").scalar() or 0.0)
+
+    def take_lease(self, holder: str, about: str, seconds: float) -> tuple[str, float] | None:
+        self._token = None
+        mine = {"holder": holder, "about": about}
+        with self._write() as db:
+            row = self._insert(tables.lease).values(name="server", token=0, until=0.0, **mine)
+            db.execute(row.on_conflict_do_nothing())
+            held = db.execute(sa.select(tables.lease).with_for_update()).one()
+            now = self._now(db)
+            if held.until > now and held.holder != holder:
+                return held.about, held.until - now
+            db.execute(sa.update(tables.lease).values(token=held.token + 1, until=now + seconds, **mine))
+        self._token = held.token + 1
+        return None
+
+    def renew_lease(self, seconds: float) -> bool:
+        token, self_ = tables.lease.c.token, self._token
+        with self._translated(), self._writing, self._engine.begin() as db:  # not by `_write`: it would raise
+            until = self._now(db) + seconds
+            return bool(db.execute(sa.update(tables.lease).where(token == self_).values(until=until)).rowcount)
+
+    def release_lease(self) -> None:
+        with self._translated(), self._writing, self._engine.begin() as db:
+            db.execute(sa.update(tables.lease).where(tables.lease.c.token == self._token).values(until=0.0))
 
     # ---- namespaces and functions
 

@@ -117,6 +117,15 @@ logs = sa.Table(  # no foreign key: lines may be written before the activation t
     sa.Column("text", Words, nullable=False),
 )
 
+lease = sa.Table(  # of one row
+    "lease",
+    every,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("about", sa.Text, nullable=False),
+    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("until", sa.Float, nullable=False),  # by the database's clock
+)
 answers = sa.Table(
     "answers",
     every,
