@@ -1,4 +1,5 @@
-"""Kill parts of a loaded server at random: nobody hangs, nobody gets a wrong answer, nothing is left behind.
+"""Kill parts of a loaded server at random (instances, managers, zygotes, builders, the database, the server), fill
+its disk, make a function's loads hang: nobody hangs, nobody gets a wrong answer, nothing is left behind.
 
 Runs for CHAOS_SECONDS (30 by default; `make chaos` takes ten minutes) from the seed CHAOS_SEED (random by
 default). Both are printed: `CHAOS_SEED=… CHAOS_SECONDS=300 pytest -s tests/chaos` deals the same blows.
@@ -6,6 +7,7 @@ default). Both are printed: `CHAOS_SEED=… CHAOS_SECONDS=300 pytest -s tests/ch
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -19,9 +21,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from instainfer.client import PREFIX
+from instainfer.client import PREFIX, Client
+from instainfer.errors import InstaInferError
+from tests.chaos.disk import filled, small_disk
+from tests.chaos.sources import sources
 from tests.contract.postgres import Postgres, running
-from tests.live.server_helpers import SANDBOX, Server, alive, eventually, kill
+from tests.live.server_helpers import ECHO, ROOT, SANDBOX, Server, alive, eventually, kill, package
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "30"))
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -32,6 +37,10 @@ QUEUE_S = 10.0
 #: A request waits, loads and runs within this, whatever happens to it; what lasts longer hangs.
 LIMIT_S = QUEUE_S + LOAD_S + TIMEOUT_S + 12.0
 SERVER_EVERY_S = 20.0
+#: Only root can give the data directory a disk of its own to fill.
+BLOWS = [
+    *["instance"] * 6, *["manager"] * 2, *["builder"] * 2, "database", "zygote", "load", *["disk"] * ROOT,
+]  # fmt: skip
 STATUSES = {200, 502, 503, 504}
 
 FUNCTIONS = {
@@ -39,9 +48,14 @@ FUNCTIONS = {
     "slow": "import time\n\ndef handler(event):\n    time.sleep(0.15)\n    return event\n",
     "loads": "import time\ntime.sleep(0.4)\n\ndef handler(event):\n    return event\n",
     "crash": "import os\n\ndef handler(event):\n    if event['n'] % 5 == 0: os.abort()\n    return event\n",
+    "hangs": "import os, time\nif os.path.exists('hang'): time.sleep(1000)\n" + ECHO,
+    "forked": "import decimal, http.server, sqlite3, unittest.mock, xmlrpc.client\n" + ECHO,
     "stuck": "def handler(event):\n    while event['n'] % 20 == 0: pass\n    return event\n",
 }
-MEMORY = {"echo": "128MB", "slow": "48MB", "loads": "48MB", "crash": "48MB", "stuck": "48MB"}
+MEMORY = {"echo": "128MB", "slow": "48MB", "loads": "48MB", "crash": "48MB", "stuck": "48MB"} | {
+    "hangs": "48MB",
+    "forked": "64MB",
+}
 
 
 class Load:
@@ -106,7 +120,11 @@ class Load:
             self._complain(f"{name} {nonce}: {response.status_code} {response.text[:300]}")
             return f"{name}: status {response.status_code}"
         kind = str(json.loads(response.content)["type"]).rpartition(":")[2]
-        if name in ("echo", "slow", "loads") and kind not in ("instance_crashed", "unavailable", "overloaded"):
+        if name in ("echo", "slow", "loads", "forked") and kind not in (
+            "instance_crashed",
+            "unavailable",
+            "overloaded",
+        ):
             self._complain(f"{name} {nonce}: {response.text[:300]}")
         return f"{name}: {kind}"
 
@@ -186,6 +204,64 @@ class Durable:
         return self._server.client.job(id)["state"] in ("done", "dead")
 
 
+class Builds:
+    """A thread that has an environment built, over and over: each is deployed, or has failed and says of
+    what."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.ends: Counter[str] = Counter()
+        self.wrong: list[str] = []
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(LIMIT_S)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        data = package(self._server.directory.parent, "import slowly_built\n" + ECHO)
+        with sources() as url:
+            for number in itertools.count():
+                if self._stop.wait(0.2):
+                    return
+                wanted: dict[str, object] = {
+                    "memory": "48MB",
+                    "requirements": [f"slowly-built @ {url}/{number}/slowly_built-1.0.tar.gz"],
+                }
+                try:
+                    end = self._build(data, wanted)
+                except (httpx.TransportError, InstaInferError, json.JSONDecodeError) as error:
+                    end = type(error).__name__  # the server went away
+                self.ends[end] += 1
+
+    def _build(self, data: bytes, wanted: dict[str, object]) -> str:
+        if not self._server.url:
+            return "down"
+        with Client(self._server.url) as client:
+            for event in client.deploy("chaos", "built", data, wanted):
+                last = event
+                if self._stop.is_set():
+                    return "left"
+        if last["event"] == "deployed":
+            return "deployed"
+        kind = str(last["problem"]["type"]).rpartition(":")[2]
+        if kind not in (
+            "build_failed",
+            "unavailable",
+            "load_failed",
+            "instance_crashed",
+            "overloaded",
+            "timed_out",
+        ):
+            self.wrong.append(json.dumps(last)[:1000])
+        return kind
+
+
 def blows(rng: random.Random) -> Iterator[tuple[float, str]]:
     """(seconds to wait, whom to kill), for ever."""
     since = 0.0
@@ -196,11 +272,24 @@ def blows(rng: random.Random) -> Iterator[tuple[float, str]]:
             since = 0.0
             yield pause, "server"
         else:
-            yield pause, rng.choice(["instance"] * 6 + ["manager"] * 2 + ["database"])
+            yield pause, rng.choice(BLOWS)
 
 
 def strike(server: Server, database: Postgres, rng: random.Random, target: str) -> str:
-    """Kill -9 one of them; what was hit."""
+    """Kill -9 one of them, or worse; what was hit."""
+    if target == "disk":
+        with filled(server.directory):
+            threading.Event().wait(rng.uniform(0.2, 1.0))  # it lives with that for a while
+        return target
+    if target == "load":
+        flag = server.package("chaos", "hangs") / "hang"
+        if flag.exists():
+            flag.unlink()
+            return "nobody"
+        flag.touch(0o644)
+        for process in server.instances("hangs"):
+            kill(process)
+        return target
     if target == "database":
         database.kill()
         database.start()
@@ -209,7 +298,12 @@ def strike(server: Server, database: Postgres, rng: random.Random, target: str) 
         server.kill()
         server.start()
         return target
-    processes = server.named("boot.py" if target == "instance" else "manager.py")
+    if target == "builder":
+        processes = [process for name in ("uv", "pip") for process in server.named(f"/{name}")]
+    elif target == "zygote":
+        processes = server.named("zygote")
+    else:
+        processes = server.named("boot.py" if target == "instance" else "manager.py")
     if not processes:
         return "nobody"
     victim = rng.choice(sorted(processes, key=lambda process: process.pid))
@@ -218,7 +312,7 @@ def strike(server: Server, database: Postgres, rng: random.Random, target: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(SECONDS + 180)
+@pytest.mark.timeout(SECONDS + 240)
 def test_chaos(tmp_path: Path) -> None:
     print(f"\nCHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS:g} ({SANDBOX} sandbox)")
     rng = random.Random(SEED)
@@ -231,15 +325,15 @@ def test_chaos(tmp_path: Path) -> None:
     # room for about half of the functions' containers: they are evicted, and live as guests of each other
     with (
         running() as database,
-        Server(
-            tmp_path, "--memory", "240MB", variables={**limits, "INSTAINFER_STORE__URL": database.url}
-        ) as server,
+        small_disk(tmp_path / "disk", "192m") as disk,
+        Server(disk, "--memory", "240MB", variables={**limits, "INSTAINFER_STORE__URL": database.url}) as server,
     ):
         for name, source in FUNCTIONS.items():
             server.deploy("chaos", name, source, memory=MEMORY[name], timeout=f"{TIMEOUT_S:g}s")
-        load, durable = Load(server), Durable(server)
+        load, durable, builds = Load(server), Durable(server), Builds(server)
         load.start()
         durable.start()
+        builds.start()
         end = time.monotonic() + SECONDS
         try:
             for pause, target in blows(rng):
@@ -250,6 +344,8 @@ def test_chaos(tmp_path: Path) -> None:
         finally:
             load.stop()
             durable.stop()
+            builds.stop()
+        (server.package("chaos", "hangs") / "hang").unlink(missing_ok=True)
         ends = durable.check()
         for name in FUNCTIONS:
             answers = [server.call("chaos", name, {"n": 1}).status_code for _ in range(2)]
@@ -257,16 +353,19 @@ def test_chaos(tmp_path: Path) -> None:
         assert server.http.get("/healthz").status_code == 200
         kept = Counter(one["id"] for one in server.client.activations(namespace="chaos", limit=2000))
         parts = [process for process in server.family() if alive(process)]
+        errors = server.errors()
     total = sum(load.tally.values())
     print(f"{total} requests, the longest {load.longest:.1f} s; killed: {dict(sorted(hits.items()))}")
+    print(f"builds: {dict(sorted(builds.ends.items()))}")
     print(f"{len(durable.accepted)} accepted for later: {dict(ends)}; refused {dict(durable.refused)}")
     for outcome, count in sorted(load.tally.items()):
         print(f"{count:7d}  {outcome}")
     assert load.wrong == []
+    assert builds.wrong == []
     assert load.longest < LIMIT_S
     assert ends["done"] > 0
     assert max(load.activations.values()) == 1, "a request was answered twice"
     assert not kept or max(kept.values()) == 1
     assert not [process for process in parts if alive(process)]
-    assert server.errors().count("Traceback") == 0, server.errors()[-4000:]
+    assert errors.count("Traceback") == 0, errors[-4000:]
     assert sum(count for outcome, count in load.tally.items() if outcome.startswith("echo: ")) > 0
