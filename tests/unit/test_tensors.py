@@ -22,7 +22,7 @@ from instainfer.errors import BadSettings
 from instainfer.gateway import inference
 from instainfer.gateway.access import OWNER, Principal
 from instainfer.model import Role, Tensor
-from instainfer.runtime import tensors
+from instainfer.runtime import datatypes, tensors
 from instainfer.runtime.payloads import TENSORS, BadAnswer, BadPayload
 from instainfer.settings import DATATYPES, settings_from
 
@@ -617,4 +617,4 @@ def test_declared_tensors_that_cannot_be_meant(value: object) -> None:
 
 
 def test_datatypes_are_known_alike_by_both_sides() -> None:
-    assert set(DATATYPES) == {*tensors.NUMBERS, tensors.BYTES}
+    assert set(DATATYPES) == {*datatypes.NUMBERS, datatypes.BYTES}

@@ -18,40 +18,17 @@ from __future__ import annotations
 
 import math
 import struct
-import sys
-from itertools import chain
 
 from . import payloads
+from .datatypes import BYTES, LARGEST, NUMBERS, dtype_of, fits, flat, nest, shape_of, whole
 from .payloads import BadAnswer, BadPayload
+from .returned import from_array, from_lists
 
 TYPE_CHECKING = False  # `typing` is not worth its import time in every instance
 if TYPE_CHECKING:
     from typing import Any
 
-LARGEST = 1 << 30  # elements of a tensor: no frame holds more bytes
-RANK = 32  # dimensions: as many as every numpy can do
-EMPTY = 1 << 16  # the other dimensions of a tensor without elements, multiplied: as lists they would cost memory
-LISTS = 8  # lists per element, where there is no numpy
 UNPACKED = 64_000_000  # bytes, where `limit` is not said
-
-#: datatype -> struct's character, bytes of an element, lowest and highest value that JSON may give
-NUMBERS: dict[str, tuple[str, int, float, float]] = {
-    "BOOL": ("?", 1, 0, 1),
-    "INT8": ("b", 1, -(1 << 7), (1 << 7) - 1),
-    "INT16": ("h", 2, -(1 << 15), (1 << 15) - 1),
-    "INT32": ("i", 4, -(1 << 31), (1 << 31) - 1),
-    "INT64": ("q", 8, -(1 << 63), (1 << 63) - 1),
-    "UINT8": ("B", 1, 0, (1 << 8) - 1),
-    "UINT16": ("H", 2, 0, (1 << 16) - 1),
-    "UINT32": ("I", 4, 0, (1 << 32) - 1),
-    "UINT64": ("Q", 8, 0, (1 << 64) - 1),
-    "FP16": ("e", 2, -65504.0, 65504.0),
-    "FP32": ("f", 4, -3.4028234663852886e38, 3.4028234663852886e38),
-    "FP64": ("d", 8, -sys.float_info.max, sys.float_info.max),
-    "BF16": ("H", 2, 0, 0),  # raw bits: neither JSON nor numpy has a word for it
-}
-BYTES = "BYTES"
-TEXTS = frozenset((str, bytes, bytearray, memoryview))  # what its elements may be returned as
 OUTPUT = "output"  # the name of the only output, where none is declared
 
 _nothing = object()
@@ -85,7 +62,7 @@ class Request:
         if told.get("encoding"):
             body = _unpacked(body, told)
         self._body = body
-        at = _whole(told.get("header", str(len(body))), "the header's length")
+        at = whole(told.get("header", str(len(body))), "the header's length")
         if at > len(body):
             raise BadPayload("the header's length is %d, and the body has %d bytes" % (at, len(body)))
         said = _json(body[:at])
@@ -176,7 +153,7 @@ class Request:
             if tensor.datatype != wanted["datatype"]:
                 text = "input %r is %s, and the function takes %s"
                 raise BadPayload(text % (name, tensor.datatype, wanted["datatype"]))
-            if not _fits(tensor.shape, wanted["shape"]):
+            if not fits(tensor.shape, wanted["shape"]):
                 text = "input %r has the shape %s, and the function takes %s"
                 raise BadPayload(text % (name, list(tensor.shape), wanted["shape"]))
         missing = [name for name in self._takes if name not in self._inputs]
@@ -208,13 +185,13 @@ class Request:
         datatype = declared["datatype"] if declared else ""
         numpy = library()
         try:
-            made = _from_array(numpy, value, datatype) if numpy is not None else _from_lists(value, datatype)
+            made = from_array(numpy, value, datatype) if numpy is not None else from_lists(value, datatype)
         except BadAnswer as error:
             raise BadAnswer("output %r: %s" % (name, error)) from None
         except (ValueError, TypeError, OverflowError, struct.error) as error:
             raise BadAnswer("output %r cannot be made a tensor: %s" % (name, error)) from None
         datatype, shape, flat, raw = made
-        if declared and not _fits(shape, declared["shape"]):
+        if declared and not fits(shape, declared["shape"]):
             text = "output %r has the shape %s, and %s is declared"
             raise BadAnswer(text % (name, list(shape), declared["shape"]))
         shown: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(shape)}
@@ -248,7 +225,7 @@ class _Tensor:
             kinds = ", ".join((*NUMBERS, BYTES))
             raise BadPayload("input %r has the datatype %.40r; there are: %s" % (self.name, datatype, kinds))
         self.datatype = datatype
-        self.shape, self.count = _shape(said.get("shape"), self.name)
+        self.shape, self.count = shape_of(said.get("shape"), self.name)
         self.size = 0
         self._at = at
         self._data: Any = None
@@ -263,7 +240,7 @@ class _Tensor:
             return
         if said.get("data") is not None:
             raise BadPayload("input %r has both `data` and a binary_data_size" % self.name)
-        self.size = _whole(size, "the binary_data_size of input %r" % self.name)
+        self.size = whole(size, "the binary_data_size of input %r" % self.name)
         expected = self.count * (NUMBERS[datatype][1] if datatype != BYTES else 4)
         if self.size < expected or (datatype != BYTES and self.size != expected):
             text = "input %r has %d bytes, and its shape %s of %s is %s%d"
@@ -275,15 +252,15 @@ class _Tensor:
             array = numpy.empty(self.count, dtype=object)
             array[:] = self._elements(body)
         elif self._data is not None:
-            array = numpy.array(self._values(), dtype=_dtype(numpy, self.datatype))
+            array = numpy.array(self._values(), dtype=dtype_of(numpy, self.datatype))
         elif self.count:
-            array = numpy.frombuffer(body, _dtype(numpy, self.datatype), self.count, self._at)
+            array = numpy.frombuffer(body, dtype_of(numpy, self.datatype), self.count, self._at)
             if self.datatype == "BOOL" and array.view(numpy.uint8).max() > 1:
                 raise self._no_bool()
             if not array.flags.aligned:  # some libraries cannot read it where it is
                 array = array.copy()
         else:
-            array = numpy.empty(0, _dtype(numpy, self.datatype))
+            array = numpy.empty(0, dtype_of(numpy, self.datatype))
         array = array.reshape(self.shape)
         array.flags.writeable = False
         return array
@@ -306,7 +283,7 @@ class _Tensor:
                 raise self._no_bool()
             form = "<%d%s" % (self.count, NUMBERS[self.datatype][0])
             values = list(struct.unpack_from(form, body, self._at))
-        return _nest(values, self.shape, self.name)
+        return nest(values, self.shape, self.name)
 
     def _elements(self, body: bytes) -> list[bytes]:
         """Of BYTES: each behind its length, or JSON's texts."""
@@ -329,7 +306,7 @@ class _Tensor:
 
     def _values(self) -> list:
         """JSON's data, flat, each element of its type and within its range."""
-        _, values = _flat(self._data, "the data of input %r" % self.name, BadPayload)
+        _, values = flat(self._data, "the data of input %r" % self.name, BadPayload)
         if len(values) != self.count:
             text = "input %r has %d elements, and its shape %s is %d"
             raise BadPayload(text % (self.name, len(values), list(self.shape), self.count))
@@ -353,165 +330,6 @@ class _Tensor:
         return BadPayload("the bytes of input %r are not all 0 or 1, as those of BOOL are" % self.name)
 
 
-# ---- what was returned: (datatype, shape, elements in JSON's terms, bytes); the last two made when called ----
-
-
-def _from_array(numpy: Any, value: Any, datatype: str) -> tuple[str, tuple, Any, Any]:
-    if callable(getattr(value, "detach", None)):  # torch's
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.view(sys.modules["torch"].int16).numpy().view(numpy.uint16)
-            datatype = _same(datatype, "BF16")
-    array = _as_array(numpy, value, datatype)
-    if array.dtype.name == "bfloat16":
-        array = array.view(numpy.uint16)
-        datatype = _same(datatype, "BF16")
-    if array.ndim == 0:
-        array = array.reshape(1)
-    if array.dtype.kind in "OSU":
-        elements = _texts(array.reshape(-1).tolist(), datatype)
-        return BYTES, array.shape, lambda: elements, lambda: _packed(elements)
-    found = datatype or _datatype_of(array.dtype)
-    wanted = _dtype(numpy, found) if found in NUMBERS else None
-    if wanted is None or not numpy.can_cast(array.dtype, wanted, "same_kind"):
-        raise BadAnswer("an array of %s is no tensor of %s" % (array.dtype, found or "any datatype"))
-    array = numpy.ascontiguousarray(array.astype(wanted, copy=False))
-    return found, array.shape, array.reshape(-1).tolist, lambda: array.reshape(-1).view(numpy.uint8)
-
-
-def _as_array(numpy: Any, value: Any, datatype: str) -> Any:
-    if isinstance(value, (list, tuple)):
-        shape, values = _flat(list(value), "the value", BadAnswer)
-        kinds = set(map(type, values))
-        if kinds and kinds <= TEXTS:
-            array = numpy.empty(len(values), dtype=object)  # numpy's own text types lose zeros at the end
-            array[:] = _texts(values, datatype)
-            return array.reshape(shape)
-        plain = datatype in NUMBERS and datatype != "BF16" and kinds <= {bool, int, float}
-        return numpy.asarray(value, dtype=_dtype(numpy, datatype) if plain and _exact(kinds, datatype) else None)
-    if type(value) in TEXTS:
-        array = numpy.empty(1, dtype=object)
-        array[0] = value
-        return array
-    array = numpy.asarray(value)
-    if array.dtype.kind == "O" and array.ndim == 0:
-        raise BadAnswer("a %s is no tensor" % type(value).__name__)
-    return array
-
-
-def _exact(kinds: set, datatype: str) -> bool:
-    """Whether Python's numbers of these kinds may become the datatype: numpy would cut off a float's fraction."""
-    return datatype.startswith("FP") or (float not in kinds and (datatype != "BOOL" or kinds <= {bool}))
-
-
-def _from_lists(value: Any, datatype: str) -> tuple[str, tuple, Any, Any]:
-    if not isinstance(value, (list, tuple)) and callable(getattr(value, "tolist", None)):
-        value = value.tolist()
-    if not isinstance(value, (list, tuple)):
-        value = [value]
-    shape, values = _flat(list(value), "the value", BadAnswer)
-    kinds = set(map(type, values))
-    if (kinds and kinds <= TEXTS) or datatype == BYTES:
-        elements = _texts(values, datatype)
-        return BYTES, shape, lambda: elements, lambda: _packed(elements)
-    if not kinds <= {bool, int, float}:
-        odd = ", ".join(sorted(kind.__name__ for kind in kinds - {bool, int, float}))
-        raise BadAnswer("it holds %s; return numbers, texts, bytes, or lists of one of them" % odd)
-    if not datatype:
-        datatype = "BOOL" if kinds == {bool} else "FP64" if float in kinds or not kinds else "INT64"
-    if not _exact(kinds, datatype):
-        raise BadAnswer("numbers of these kinds are no tensor of %s" % datatype)
-    if datatype.startswith("FP"):
-        values = list(map(float, values))
-    data = struct.pack("<%d%s" % (len(values), NUMBERS[datatype][0]), *values)
-    return datatype, shape, lambda: values, lambda: data
-
-
-def _texts(values: list, datatype: str) -> list[bytes]:
-    _same(datatype, BYTES)
-    found = []
-    for value in values:
-        if isinstance(value, str):
-            found.append(value.encode("utf-8", "surrogatepass"))
-        elif isinstance(value, (bytes, bytearray, memoryview)):
-            found.append(bytes(value))
-        else:
-            raise BadAnswer(
-                "it holds a %s among its elements, which are to be texts or bytes" % type(value).__name__
-            )
-    return found
-
-
-def _packed(elements: list[bytes]) -> bytes:
-    return b"".join(chain.from_iterable((struct.pack("<I", len(one)), one) for one in elements))
-
-
-def _same(declared: str, found: str) -> str:
-    if declared and declared != found:
-        raise BadAnswer("it is %s, and %s is declared" % (found, declared))
-    return found
-
-
-# ---- shapes and types ---------------------------------------------------------------------------------------
-
-
-def _dtype(numpy: Any, datatype: str) -> Any:
-    return numpy.dtype("<" + NUMBERS[datatype][0])
-
-
-def _datatype_of(dtype: Any) -> str:
-    kind = {"b": "BOOL", "i": "INT%d", "u": "UINT%d", "f": "FP%d"}.get(dtype.kind, "")
-    name = kind % (dtype.itemsize * 8) if "%" in kind else kind
-    return name if name in NUMBERS else ""
-
-
-def _shape(said: object, name: str) -> tuple[tuple, int]:
-    """Dimensions and how many elements they are. Raises BadPayload for those that cannot be meant."""
-    if not isinstance(said, list) or len(said) > RANK:
-        raise BadPayload("input %r has no list of at most %d dimensions as its shape" % (name, RANK))
-    count = spread = 1
-    for size in said:
-        count *= _whole(size, "a dimension of input %r" % name)
-        spread *= size or 1
-        if spread > LARGEST:
-            raise BadPayload("the shape of input %r has more than %d elements" % (name, LARGEST))
-    if not count and spread > EMPTY:
-        raise BadPayload("input %r has no elements, and a shape that is too large for it" % name)
-    return tuple(said), count
-
-
-def _fits(shape: tuple, declared: list) -> bool:
-    return len(shape) == len(declared) and all(declared[at] in (-1, size) for at, size in enumerate(shape))
-
-
-def _flat(data: list, what: str, error: type[Exception]) -> tuple[tuple, list]:
-    """The shape of nested lists, and their elements in one."""
-    shape = [len(data)]
-    while data and isinstance(data[0], (list, tuple)):
-        lengths = {len(row) if isinstance(row, (list, tuple)) else -1 for row in data}
-        if len(lengths) > 1 or len(shape) == RANK:
-            raise error("%s is not of one shape" % what)
-        data = list(chain.from_iterable(data))
-        shape.append(lengths.pop())
-    if not {list, tuple}.isdisjoint(map(type, data)):
-        raise error("%s is not of one shape" % what)
-    return tuple(shape), data
-
-
-def _nest(values: list, shape: tuple, name: str) -> Any:
-    if not shape:
-        return values[0]
-    many = [1]  # lists on each level
-    for size in shape[:-1]:
-        many.append(many[-1] * size)
-    if sum(many) > LISTS * len(values) + EMPTY:
-        raise BadPayload("input %r has too many dimensions to be lists" % name)
-    for axis in range(len(shape) - 1, 0, -1):
-        size = shape[axis]
-        values = [values[at * size : (at + 1) * size] for at in range(many[axis])]
-    return values
-
-
 # ---- hostile until proven otherwise -------------------------------------------------------------------------
 
 
@@ -528,7 +346,7 @@ def _unpacked(body: bytes, told: dict[str, str]) -> bytes:
 
     if told["encoding"] not in ("gzip", "deflate"):
         raise BadPayload("the encoding %.40r is not offered; gzip and deflate are" % told["encoding"])
-    limit = min(_whole(told.get("limit", str(UNPACKED)), "the limit"), LARGEST)
+    limit = min(whole(told.get("limit", str(UNPACKED)), "the limit"), LARGEST)
     inflate = zlib.decompressobj(47)  # either of the two, told by its first bytes
     try:
         unpacked = inflate.decompress(body, limit + 1)
@@ -575,13 +393,4 @@ def _scalars(said: object, what: str) -> dict[str, Any]:
 def _flag(said: object, what: str) -> bool:
     if not isinstance(said, bool):
         raise BadPayload("%s is neither true nor false" % what)
-    return said
-
-
-def _whole(said: object, what: str) -> int:
-    """A number of something: an int, or its digits."""
-    if isinstance(said, str) and said.isascii() and said.isdigit() and len(said) < 20:
-        said = int(said)
-    if type(said) is not int or not 0 <= said <= 1 << 62:
-        raise BadPayload("%s is %.40r, and not a whole number of 0 or more" % (what, said))
     return said
