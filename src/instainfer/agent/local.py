@@ -403,6 +403,11 @@ class LocalAgent:
             await work
         except InstaInferError as error:
             report(base.TaskFailed(token=token, problem=error.problem()))
+        except OSError as error:
+            log.warning("agent %s: a task failed: %s", self.node, error)
+            said = f"the data directory of node {self.node} cannot be used: {error}"
+            problem = Unavailable(said, hint="is its disk full?").problem()
+            report(base.TaskFailed(token=token, problem=problem))
         except Exception as error:
             log.exception("agent %s: a task failed", self.node)
             problem = InstaInferError(

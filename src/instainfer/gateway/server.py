@@ -31,7 +31,7 @@ from instainfer.core import events as ev
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.deploy import Deployer
-from instainfer.errors import BadSettings, InstaInferError, NotAllowed
+from instainfer.errors import BadSettings, InstaInferError, NotAllowed, Unavailable
 from instainfer.eventlog import EventLog
 from instainfer.gateway import inference, invoke, manage, openwhisk, ui
 from instainfer.gateway.access import Access
