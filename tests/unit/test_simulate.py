@@ -17,11 +17,11 @@ from typer.testing import CliRunner, Result
 from instainfer.cli import app
 from instainfer.cli.simulate import Missed, _measured
 from instainfer.errors import BadSettings
-from instainfer.lab import alone
 from instainfer.lab import simulate as lab
 from instainfer.lab.bounding import BOUNDS
 from instainfer.lab.costs import read_profiles
 from instainfer.policies import registry
+from instainfer.sim import alone
 from instainfer.sim.pool import OnMiss
 
 from .stub_server import FUNCTION, Stub, serving

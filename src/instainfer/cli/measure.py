@@ -20,6 +20,7 @@ class Benchmark(StrEnum):
     STARTS = "starts"
     LOAD = "load"
     SERVICE = "service"
+    CLUSTER = "cluster"
 
 
 @command("demo", example="instainfer demo --json demo.json")
@@ -43,7 +44,7 @@ def bench(
     session: Session,
     name: Annotated[
         Benchmark,
-        typer.Argument(help="Of a call's cost, of starts, of loading, or of how much is served."),
+        typer.Argument(help="Of a call's cost, of starts, of loading, of how much is served, or of many nodes."),
     ],
     json: Result = None,
     examples: Annotated[
@@ -52,7 +53,9 @@ def bench(
     models: Annotated[
         str | None, typer.Option(metavar="A,B", help="For load: only these models, by their names in its table.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="For load: only three small models.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="For load: only three small models. For cluster: a small one.")
+    ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="For load: how often each start is taken [5].")] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="For load: draw the result as an SVG.")

@@ -26,7 +26,7 @@ from instainfer.config import machine_memory
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.errors import BadInput, BadSettings
-from instainfer.lab import alone, bounding
+from instainfer.lab import bounding
 from instainfer.lab.bounding import BOUNDS
 from instainfer.lab.costs import PAPER, profiles_of
 from instainfer.lab.runs import VERSION, Folder, key
@@ -34,7 +34,7 @@ from instainfer.model import Function
 from instainfer.policies import registry
 from instainfer.policies.base import Predictor, PreloadPolicy
 from instainfer.policies.predict.forecast import Forecast
-from instainfer.sim import pool
+from instainfer.sim import alone, pool
 from instainfer.sim.caches import CACHES
 from instainfer.sim.costs import HOP_S, Node, Workload
 from instainfer.sim.engine import Engine
