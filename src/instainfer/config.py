@@ -89,6 +89,12 @@ class Environments(Section, frozen=True, kw_only=True):
     build_timeout_s: Seconds = 1800.0
 
 
+class Artifacts(Section, frozen=True, kw_only=True):
+    sources: Names = ()  # asked in this order: /FOLDER, http://HOST:PORT, s3://BUCKET/PREFIX
+    key: str = ""  # sent to those that are servers
+    budget: Size = 20_000 * MB  # of what is kept on this node
+
+
 class Limits(Section, frozen=True, kw_only=True):
     queue: Positive = 1000  # waiting requests per function
     requests: Positive = 20_000  # accepted and not answered, of all functions together
@@ -124,6 +130,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: Sandbox = Sandbox()
     policy: Policy = Policy()
     environments: Environments = Environments()
+    artifacts: Artifacts = Artifacts()
     limits: Limits = Limits()
     store: Store = Store()
     telemetry: Telemetry = Telemetry()

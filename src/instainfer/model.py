@@ -150,6 +150,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     python: str  # "3.11", or the path of an existing interpreter
     interpreter: str = ""  # path of the interpreter it runs on, as resolved when it was deployed
     mounts: tuple[str, ...] = ()  # host paths that this interpreter needs
+    packed: str = ""  # artifact: the environment as it was built, for nodes that lack it
     requirements: tuple[str, ...] = ()
     variables: dict[str, str] = {}  # environment variables of the instance
     params: dict[str, Any] = {}  # default parameters, merged under the event

@@ -171,3 +171,17 @@ def test_after_a_restart(tmp_path: Path) -> None:
             (found,) = crimson.namespaces()
             assert found["quota"]["memory"] == 123_000_000
         assert httpx.get(f"{server.url}{PREFIX}/functions", trust_env=False).status_code == 401
+
+
+def test_artifacts_are_the_owners(shared: Server, keys: dict[str, str]) -> None:
+    with Client(data_dir=shared.data) as owner, httpx.Client(base_url=shared.url, trust_env=False) as anyone:
+        assert owner.functions()
+        name = next((shared.data / "blobs").iterdir()).name.replace("-", ":", 1)
+        assert anyone.get(f"/artifacts/{name}").status_code == 401
+        user, _, password = keys["crimson"].partition(":")
+        assert anyone.get(f"/artifacts/{name}", auth=(user, password)).status_code == 403
+    admin = httpx.HTTPTransport(uds=str(shared.data / "admin.sock"))
+    with httpx.Client(base_url="http://admin", transport=admin) as here:
+        found = here.get(f"/artifacts/{name}", headers={"range": "bytes=0-3"})
+        assert (found.status_code, found.content) == (206, b"PK\x03\x04")
+        assert here.get("/artifacts/..%2Flock").status_code == 400

@@ -46,6 +46,9 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     sample_type: str = ""
     modules: tuple[str, ...] = ()  # recorded: what level IMPORTED imports
     environment: str = ""  # digest of what it is built from; "" for an interpreter that is used as it is
+    packed: str = ""  # artifact: the environment as another node built it, for nodes that lack it
+    requirements: tuple[str, ...] = ()  # what it is built of, where it cannot be had otherwise
+    version: str = ""  # of Python, likewise: "3.11"
     libraries: str = ""  # Function.libraries: which zygote it may be forked from; "" is none
     snapshot: bool = False  # its model may be kept as an object snapshot
     declared: tuple[str, ...] = ()  # module style: the globals that are the model
@@ -63,7 +66,8 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Provide(Message, frozen=True, kw_only=True):
-    """This revision may be loaded from now on. Answered by Missing when its package is not on the node."""
+    """This revision may be loaded from now on. The node gets its package and its environment from its sources, or
+    builds that itself; answered by Missing when the package is not to be had."""
 
     revision: Revision
 
@@ -73,6 +77,12 @@ class Deliver(Message, frozen=True, kw_only=True):
 
     revision: str
     package: bytes
+
+
+class Peers(Message, frozen=True, kw_only=True):
+    """URLs of servers and nodes that have artifacts; they are asked after the node's own sources."""
+
+    urls: tuple[str, ...]
 
 
 class Withdraw(Message, frozen=True, kw_only=True):
@@ -137,6 +147,7 @@ Command = (
     | actions.EndZygote
     | Provide
     | Deliver
+    | Peers
     | Withdraw
     | Retain
     | Invoke
@@ -193,6 +204,7 @@ class Built(Message, frozen=True, kw_only=True):
     digest: str
     python: str
     mounts: tuple[str, ...]
+    packed: str = ""  # artifact, where other nodes may want it
 
 
 class Measured(Message, frozen=True, kw_only=True):

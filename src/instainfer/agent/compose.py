@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 from instainfer.agent.environments import Environments
 from instainfer.agent.local import LocalAgent
 from instainfer.agent.runners import SandboxRunner
+from instainfer.artifacts.cache import Cache
+from instainfer.artifacts.open import source
 from instainfer.config import Settings
 from instainfer.sandbox import probe
+
+ARTIFACTS = "artifacts"  # in the data directory: what other nodes may pull
 
 
 async def compose(settings: Settings, node: str = "local") -> LocalAgent:
@@ -18,11 +24,15 @@ async def compose(settings: Settings, node: str = "local") -> LocalAgent:
         uid_base=settings.node.uid_base,
         networks=settings.sandbox.networks,
     )
+    given = settings.artifacts
+    sources = [source(text, given.key) for text in given.sources]
+    artifacts = Cache(data / ARTIFACTS, given.budget, sources)
     environments = Environments(
         data / "environments",
         SandboxRunner(sandbox),
         settings.environments.installer,
         timeout_s=settings.environments.build_timeout_s,
+        artifacts=artifacts,
     )
     return LocalAgent(
         sandbox,
@@ -34,4 +44,7 @@ async def compose(settings: Settings, node: str = "local") -> LocalAgent:
         pids=settings.sandbox.pids,
         scratch=settings.sandbox.scratch,
         zygote_memory=settings.node.zygote_memory,
+        artifacts=artifacts,
+        peer=functools.partial(source, key=given.key),
+        packs=bool(sources),
     )

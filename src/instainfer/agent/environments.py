@@ -2,6 +2,7 @@
 
     root/<namespace>/<digest>/        the virtual environment
     root/<namespace>/<digest>.json    its marker, written last: without it the rest is remains of a build
+    root/<namespace>/<digest>.packed  which artifact it is, where it was packed for other nodes
     root/<namespace>/.cache/          uv's and pip's, of this namespace alone
     root/<namespace>/.build-<digest>/ home and temporary files while it is built
 
@@ -32,7 +33,9 @@ from instainfer.agent import installers
 from instainfer.agent.installers import Sources
 from instainfer.agent.interpreters import OLDEST, Interpreter, Interpreters, dotted, mounts, probe
 from instainfer.agent.runners import Runner
-from instainfer.errors import BuildFailed
+from instainfer.artifacts import trees
+from instainfer.artifacts.cache import Cache
+from instainfer.errors import BadInput, BadPackage, BuildFailed
 
 BUILD_TIMEOUT_S = 1800.0
 _SHORT = 24  # hex digits of a digest in a directory's name: 96 bits
@@ -60,6 +63,13 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class Packed(msgspec.Struct, frozen=True, kw_only=True):
+    """The manifest of a packed one. It is good for its own path only: scripts and bytecode name it."""
+
+    path: str
+    marker: Marker
+
+
 class Environments:
     """`root` belongs to the agent; its namespaces' folders are seen read-only in their containers."""
 
@@ -71,12 +81,15 @@ class Environments:
         *,
         timeout_s: float = BUILD_TIMEOUT_S,
         sources: Sources | None = None,
+        artifacts: Cache | None = None,
     ) -> None:
+        """`artifacts`: where packed ones come from and go to."""
         self._root = root.absolute()
         self._runner = runner
         self._installer = installer
         self._timeout_s = timeout_s
         self._sources = sources
+        self._artifacts = artifacts
         self._interpreters = Interpreters()
         self._building: dict[tuple[str, str], _Build] = {}
 
@@ -117,6 +130,78 @@ class Environments:
         if not task.cancelled():
             task.exception()  # seen, even if nobody waits any more
 
+    # ---- from and for other nodes
+
+    def whole(self, namespace: str, digest: str) -> bool:
+        """It is here, and so is its interpreter. Blocks, briefly."""
+        return _whole(self._root / namespace, digest[:_SHORT])
+
+    async def pack(self, namespace: str, digest: str) -> str:
+        """The artifact that it is, kept on this node and given to every store. It has to be whole. Raises
+        Unavailable, BadPackage, OSError."""
+        assert self._artifacts is not None
+        folder, name = self._root / namespace, digest[:_SHORT]
+        note = folder / f"{name}.packed"
+        with suppress(OSError, BadInput):
+            known = await asyncio.to_thread(note.read_text, "ascii")
+            if self._artifacts.find(known) is not None:
+                return known
+        async with _lock(folder / f"{name}.lock", lambda message: None):
+            marker = msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=Marker)
+            manifest = msgspec.json.encode(Packed(path=str(folder / name), marker=marker))
+            working = folder / f".{name}.packing"
+            try:
+                await asyncio.to_thread(trees.pack, folder / name, manifest, working)
+                artifact = await self._artifacts.add(working)
+            finally:
+                working.unlink(missing_ok=True)
+            _write_whole(note, artifact.encode())
+        await self._artifacts.publish(artifact)
+        return artifact
+
+    async def unpack(self, namespace: str, digest: str, artifact: str) -> None:
+        """Have it as another node built it; does nothing where it is whole. Nothing of it is run or imported.
+
+        Raises NotFound, Unavailable when it cannot be pulled, BadPackage when it is not this environment or is not
+        for this node: another path, another interpreter.
+        """
+        assert self._artifacts is not None
+        folder, name = self._root / namespace, digest[:_SHORT]
+        if _whole(folder, name):
+            return
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        async with self._artifacts.hold(artifact) as archive, _lock(folder / f"{name}.lock", lambda message: None):
+            if _whole(folder, name):
+                return
+            manifest = await asyncio.to_thread(trees.manifest_of, archive)
+            marker = await self._fitting(manifest, folder / name, digest)
+            await asyncio.to_thread(_remove, folder, name)
+            await asyncio.to_thread(trees.unpack, archive, folder / name)
+            _write_whole(folder / f"{name}.json", msgspec.json.encode(marker))
+
+    async def _fitting(self, manifest: bytes, target: Path, digest: str) -> Marker:
+        """Raises BadPackage."""
+        try:
+            packed = msgspec.json.decode(manifest, type=Packed)
+        except msgspec.DecodeError as error:
+            raise BadPackage(f"the packed environment cannot be read: {error}") from None
+        marker, there = packed.marker, packed.marker.base
+        if marker.digest != digest or digest_of(marker.requirements, there) != digest:
+            raise BadPackage("the packed environment is another one")
+        if packed.path != str(target):
+            raise BadPackage(
+                f"the packed environment is for {packed.path}, and here it would lie in {target}",
+                hint="give all nodes the same data directory",
+            )
+        base = await self._interpreters.find(dotted(there.version[:2]))
+        if base != there:
+            raise BadPackage(
+                f"it was built with {there.base} ({dotted(there.version)}, {there.platform}), and this node has "
+                f"{base.base} ({dotted(base.version)}, {base.platform})",
+                hint="give all nodes the same image",
+            )
+        return marker
+
     async def aclose(self) -> None:
         """Stop every build."""
         tasks = [build.task for build in self._building.values() if build.task is not None]
@@ -130,7 +215,7 @@ class Environments:
         gone = 0
         kept = {digest[:_SHORT] for digest in keep}
         for folder in self._root.glob("*/"):
-            names = {re.sub(r"^\.build-|\.json$", "", path.name) for path in folder.iterdir()}
+            names = {re.sub(r"^\.build-|\.(json|packed)$", "", path.name) for path in folder.iterdir()}
             for name in sorted(name for name in names - kept if re.fullmatch(rf"[0-9a-f]{{{_SHORT}}}", name)):
                 with _try_lock(folder / f"{name}.lock") as held:
                     if held:
@@ -370,6 +455,7 @@ def _whole(folder: Path, name: str) -> bool:
 def _remove(folder: Path, name: str) -> None:
     with suppress(FileNotFoundError):
         (folder / f"{name}.json").unlink()  # first: from here on it is not whole
+    (folder / f"{name}.packed").unlink(missing_ok=True)
     for path in (folder / name, folder / f".build-{name}"):
         if path.exists():
             shutil.rmtree(path)

@@ -8,6 +8,7 @@ batches of commands are numbered from 1 and one that came before is not carried 
     GET  /agent/reports?session=S&after=N             200, then reports N+1, N+2, … until it is cut
     POST /agent/commands?session=S&batch=B&after=N    204; reports up to N need not be kept
     POST /agent/close?session=S                       204 when everything on the node has ended
+    GET  /artifacts/DIGEST                            of no session: for other nodes (artifacts/shelf.py)
 
 Every request carries its controller's `epoch`, too, a number that is larger the later the controller began (0
 where it is not said). Once a later one has had the node, an earlier one gets nothing done here any more.
@@ -34,6 +35,8 @@ import msgspec
 
 from instainfer import listening, wire
 from instainfer.agent.base import Agent, Carried, Command, Keeps, Report, Sink
+from instainfer.artifacts.peer import PREFIX
+from instainfer.artifacts.shelf import Shelf
 from instainfer.core.events import ContainerLost, InstanceLost, NodeJoined
 from instainfer.errors import BadInput, BadSettings, Conflict, InstaInferError, NotAllowed, NotFound, Unavailable
 
@@ -117,14 +120,17 @@ class AgentServer:
         kept: int = KEPT,
         epoch: int = 0,
         remember: Callable[[int], None] = lambda epoch: None,
+        shelf: Shelf | None = None,
     ) -> None:
-        """`epoch`: of the latest controller that has had the node; `remember` is told of a later one. Raises
-        BadSettings without a key: who reaches this app can run anything on the node."""
+        """`epoch`: of the latest controller that has had the node; `remember` is told of a later one; `shelf`:
+        artifacts that other nodes may pull. Raises BadSettings without a key: who reaches this app can run
+        anything on the node."""
         if not key:
             raise BadSettings("an agent needs a key", hint="give the same one to the controller and its nodes")
         self._agent = agent
         self._expected = f"Bearer {key}".encode()
         self._kept = kept
+        self._shelf = shelf
         self._session: Session | None = None
         self._epoch = epoch
         self._remember = remember
@@ -146,6 +152,9 @@ class AgentServer:
         given = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(given, self._expected):
             raise NotAllowed("no key, or a wrong one", hint="controller and agents have to share one key")
+        if self._shelf is not None and scope["path"].startswith(PREFIX):
+            await self._shelf(scope, receive, send)
+            return
         query = parse_qs(scope["query_string"].decode("latin-1"))
         name = query.get("session", [""])[0]
         asked = f"{scope['method']} {scope['path']}"
@@ -382,10 +391,11 @@ async def serving(
     kept: int = KEPT,
     epoch: int = 0,
     remember: Callable[[int], None] = lambda epoch: None,
+    shelf: Shelf | None = None,
 ) -> AsyncIterator[str]:
     """Serve within the context; gives the URL (`port` 0: any free one). Its end ends everything on the node.
     Raises BadSettings without a key, Unavailable where it cannot listen."""
-    app = AgentServer(agent, key, kept=kept, epoch=epoch, remember=remember)
+    app = AgentServer(agent, key, kept=kept, epoch=epoch, remember=remember, shelf=shelf)
     with listening.bind(host, port) as bound:
         async with listening.serving(app, bound, access_log=False):
             try:

@@ -7,7 +7,7 @@ import compileall
 import logging
 import shutil
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,13 @@ from instainfer.agent.measure import measure
 from instainfer.agent.room import BOOT, FIRST_UID, Maker
 from instainfer.agent.snapshots import Snapshots
 from instainfer.agent.zygotes import UID, Zygotes
+from instainfer.artifacts.cache import Cache
+from instainfer.artifacts.peer import Peer
+from instainfer.artifacts.source import Source
 from instainfer.core import actions, events
 from instainfer.errors import BadPackage, InstaInferError, Unavailable
 from instainfer.packages import open_package
+from instainfer.packing import PACK_LIMIT
 from instainfer.sandbox import egress
 from instainfer.sandbox.base import ContainerSpec, Mount, Sandbox
 
@@ -59,7 +63,12 @@ class LocalAgent:
         pids: int = 256,
         scratch: int = 512 << 20,
         zygote_memory: int = 0,
+        artifacts: Cache | None = None,
+        peer: Callable[[str], Source] = Peer,
+        packs: bool = False,
     ) -> None:
+        """`artifacts`: what is pulled, whose sources this changes; `peer` makes one of a node's URL; `packs`:
+        environments that are built here are packed for other nodes."""
         self.node = node
         self.sandbox = sandbox
         self._environments = environments
@@ -69,6 +78,11 @@ class LocalAgent:
         self._pids = pids
         self._scratch = scratch
         self._zygote_memory = zygote_memory
+        self._artifacts = artifacts
+        self._peer = peer
+        self._packs = packs and artifacts is not None
+        self._own_sources = list(artifacts.sources) if artifacts is not None else []
+        self._equipping: dict[str, asyncio.Task[None]] = {}  # revision -> its environment is being had
         self.snapshots = Snapshots(data / "snapshots")
         self.refusals: dict[str, str] = {}  # revision -> why it cannot serve as a template
         self._zygotes: Zygotes
@@ -162,6 +176,8 @@ class LocalAgent:
             self._provide(command.revision)
         elif isinstance(command, base.Deliver):
             self._spawn(self._deliver(command.revision, command.package))
+        elif isinstance(command, base.Peers):
+            self._ask(command.urls)
         elif isinstance(command, base.Withdraw):
             self._withdrawn.add(command.revision)
         elif isinstance(command, base.Retain):
@@ -201,6 +217,7 @@ class LocalAgent:
             return
         spec = self.spec(revision, command.container, command.limit, command.mounts)
         try:
+            await self._equipped(revision)
             host = await self.open(spec, self._from_container)
         except (InstaInferError, OSError, TimeoutError) as error:
             reason = error.message if isinstance(error, InstaInferError) else str(error)
@@ -276,6 +293,11 @@ class LocalAgent:
             reason = "its functions were withdrawn"
             self._report(events.ZygoteLost(zygote=command.zygote, reason=reason))
             return
+        try:
+            await self._equipped(revisions[0])
+        except InstaInferError as error:
+            self._report(events.ZygoteLost(zygote=command.zygote, reason=error.message))
+            return
         await self._zygotes.start(command, self.room(command.zygote, revisions, command.limit), revisions)
 
     def room(
@@ -333,7 +355,67 @@ class LocalAgent:
         if not arrival.done() and self._path(revision).is_dir():
             arrival.set_result(None)
         elif not arrival.done():
-            self._report(base.Missing(revision=revision.id))
+            self._spawn(self._pull(revision))
+        self._equip(revision)
+
+    async def _pull(self, revision: base.Revision) -> None:
+        """Its package, from the node's sources, else from the controller."""
+        if self._artifacts is not None and self._artifacts.sources:
+            try:
+                async with self._artifacts.hold(revision.digest, most=PACK_LIMIT) as path:
+                    await self._deliver(revision.id, await asyncio.to_thread(path.read_bytes))
+                return
+            except (InstaInferError, OSError) as error:
+                log.info("the package of %s comes from the controller: %s", revision.id, error)
+        self._report(base.Missing(revision=revision.id))
+
+    def _ask(self, peers: tuple[str, ...]) -> None:
+        if self._artifacts is None:
+            return
+        try:
+            self._artifacts.sources = [*self._own_sources, *map(self._peer, peers)]
+        except InstaInferError as error:
+            log.error("node %s keeps the peers that it knew: %s", self.node, error)
+
+    # ---- environments of other nodes -----------------------------------------------------------------------
+
+    def _equip(self, revision: base.Revision) -> None:
+        """Begin to have its environment where it is not here."""
+        if not revision.environment or not revision.version or revision.id in self._equipping or self._closing:
+            return
+        if self._environments.whole(revision.namespace, revision.environment):
+            return
+        task = self._equipping[revision.id] = self._loop.create_task(self._have(revision))
+        task.add_done_callback(lambda task: self._had(revision, task))
+
+    def _had(self, revision: base.Revision, task: asyncio.Task[None]) -> None:
+        self._equipping.pop(revision.id, None)  # the next container tries again
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("node %s has no environment for %s: %s", self.node, revision.id, error)
+
+    async def _equipped(self, revision: base.Revision) -> None:
+        """Raises BuildFailed, Unavailable where it is neither to be pulled nor built."""
+        self._equip(revision)
+        if (task := self._equipping.get(revision.id)) is not None:
+            await asyncio.shield(task)
+
+    async def _have(self, revision: base.Revision) -> None:
+        """Pulled as another node built it, else built in the namespace's sandbox, as at a deployment."""
+        if revision.packed and self._artifacts is not None:
+            try:
+                await self._environments.unpack(revision.namespace, revision.environment, revision.packed)
+                return
+            except (InstaInferError, OSError) as error:
+                log.warning("the environment of %s is built on node %s: %s", revision.id, self.node, error)
+        built = await self._environments.ensure(
+            revision.namespace, revision.uid_base, revision.requirements, revision.version, log.debug
+        )
+        if built.digest != revision.environment or str(built.python) != revision.python:
+            raise Unavailable(
+                f"node {self.node} has another Python {revision.version}, or another data directory, than the one "
+                f"that {revision.id} was deployed on",
+                hint="give all nodes the same image and the same data directory",
+            )
 
     async def _deliver(self, name: str, data: bytes) -> None:
         revision, arrival = self._revisions.get(name), self._arrivals.get(name)
@@ -379,8 +461,22 @@ class LocalAgent:
             command.python,
             lambda message: report(base.Progress(token=command.token, message=message)),
         )
-        mounts = tuple(str(path) for path in built.mounts)
-        report(base.Built(token=command.token, digest=built.digest, python=str(built.python), mounts=mounts))
+        packed = ""
+        if built.digest and self._packs:
+            report(base.Progress(token=command.token, message="packing it for other nodes"))
+            try:
+                packed = await self._environments.pack(command.namespace, built.digest)
+            except (InstaInferError, OSError) as error:
+                log.warning("an environment could not be packed, other nodes build it: %s", error)
+        report(
+            base.Built(
+                token=command.token,
+                digest=built.digest,
+                python=str(built.python),
+                mounts=tuple(str(path) for path in built.mounts),
+                packed=packed,
+            )
+        )
 
     async def _measure(self, command: base.Measure, report: base.Sink) -> None:
         arrival = self._arrivals.get(command.revision)
@@ -451,11 +547,14 @@ class LocalAgent:
         self._closing = True
         if self._ticking is not None:
             self._ticking.cancel()
-        for task in list(self._tasks):
+        tasks = [*self._tasks, *self._equipping.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._environments.aclose()
         closing = [host.close("the node is closing") for host in list(self._containers.values())]
         await asyncio.gather(*closing, return_exceptions=True)  # whatever fails, the sandbox ends it all
         await self._zygotes.aclose()
         await self.sandbox.aclose()
+        if self._artifacts is not None:
+            await self._artifacts.aclose()

@@ -21,8 +21,9 @@ import msgspec
 import uvloop
 
 from instainfer import __version__, lock
-from instainfer.agent.compose import compose
+from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.agent.http_server import serving
+from instainfer.artifacts.shelf import Shelf, in_folders
 from instainfer.config import Settings
 from instainfer.errors import BadSettings, Unavailable
 
@@ -75,7 +76,8 @@ async def _run(
         epoch = data / "epoch"
         known = int(epoch.read_text()) if epoch.exists() else 0
         remember = lambda number: _write(epoch, str(number).encode())  # noqa: E731
-        async with serving(agent, host, port, key, epoch=known, remember=remember) as url:
+        shelf = Shelf(in_folders(data / ARTIFACTS))
+        async with serving(agent, host, port, key, epoch=known, remember=remember, shelf=shelf) as url:
             about = About(pid=os.getpid(), node=node, url=url, version=__version__)
             _write(data / ABOUT, msgspec.json.encode(about))
             log.info("agent %s serves at %s", node, url)

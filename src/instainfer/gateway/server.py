@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import uvloop
 
 from instainfer import door, lock, telemetry
-from instainfer.agent.compose import compose
+from instainfer.agent.compose import ARTIFACTS, compose
+from instainfer.artifacts.peer import PREFIX
+from instainfer.artifacts.shelf import Shelf, in_folders
 from instainfer.books import Books
 from instainfer.clock import BootClock
 from instainfer.cluster.base import ClusterBackend
@@ -31,10 +33,10 @@ from instainfer.core import events as ev
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
 from instainfer.deploy import Deployer
-from instainfer.errors import BadSettings, InstaInferError, NotAllowed, Unavailable
+from instainfer.errors import BadSettings, Forbidden, InstaInferError, NotAllowed, Unavailable
 from instainfer.eventlog import EventLog
 from instainfer.gateway import inference, invoke, manage, openwhisk, ui
-from instainfer.gateway.access import Access
+from instainfer.gateway.access import Access, who_asks
 from instainfer.gateway.direct import Protocol
 from instainfer.gateway.health import Health
 from instainfer.gateway.live import Feed
@@ -280,6 +282,7 @@ async def _compose(
         Face(openwhisk.PREFIX, whisk.application(), openwhisk.refused),
         Face(inference.PREFIX, v2, inference.failed),
         Face(ui.PREFIX, ui.Ui(), render, asks=False),
+        Face(PREFIX, owners(Shelf(in_folders(data / "blobs", data / ARTIFACTS))), render),
         Face("", management, render),
     )
     admin.unlink(missing_ok=True)
@@ -360,6 +363,22 @@ async def _pin(store: SqlStore, controller: Controller) -> None:
         key = f"{namespace}/{name}"
         if key in controller.specs:
             await controller.ask(lambda token, key=key: ev.PinChanged(token=token, function=key, pinned=True))  # type: ignore[misc]
+
+
+def owners(app: App) -> App:
+    """For the owner alone: what is in it is of all namespaces."""
+
+    async def check(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            who_asks(scope).check_everywhere()
+        except Forbidden as error:
+            status, headers, body = render(error)
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return
+        await app(scope, receive, send)
+
+    return check
 
 
 class Face(NamedTuple):
