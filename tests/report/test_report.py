@@ -112,8 +112,10 @@ def test_everything_is_shown_where_its_data_is_there(made: dict[str, Section]) -
         "Predictors",
         "Sensitivity",
         "Scaling",
+        "Many nodes",
         "Harm",
         "Live beside simulated",
+        "Benchmark: Cluster",
         "Benchmark: Load",
         "Benchmark: Overhead",
         "All runs",
@@ -166,7 +168,17 @@ def test_scaling_is_along_one_thing_at_a_time(made: dict[str, Section]) -> None:
     found = {figure.title.partition(":")[0]: figure.table.rows for figure in made["Scaling"].figures}
     assert [values[0] for values in found["By functions"]] == [4, 8, 16]
     assert [values[0] for values in found["By calls per function and minute, at most"]] == [1, 3]
-    assert [values[0] for values in found["By nodes"]] == [1, 2]
+
+
+def test_many_nodes_have_rate_time_and_the_cost_of_a_pass(made: dict[str, Section]) -> None:
+    section = made["Many nodes"]
+    found = {figure.title.partition(":")[0]: figure.table.rows for figure in section.figures}
+    assert list(found) == ["Pre-loading rate by nodes", "Time of a call by nodes", "Placement pass by nodes"]
+    assert [values[0] for values in found["Pre-loading rate by nodes"]] == [1, 2]
+    assert found["Placement pass by nodes"] == ((4, 2.9, 0.9), (8, 3.1, 0.6))
+    (beside,) = section.published
+    assert beside.table is not None and beside.table.rows[0][:3] == ("InstaInfer, many nodes", 61, 821)
+    assert "55% to about 25%" in beside.claims[0]
 
 
 def test_live_beside_simulated(tmp_path: Path) -> None:
@@ -207,7 +219,11 @@ def test_the_detail_of_a_former_command_belongs_to_no_row(tmp_path: Path) -> Non
 
 def test_benchmarks_alone(tmp_path: Path) -> None:
     folder = sample.benchmarks(tmp_path / "bench")
-    assert [one.title for one in sections(read([folder]))] == ["Benchmark: Load", "Benchmark: Overhead"]
+    assert [one.title for one in sections(read([folder]))] == [
+        "Benchmark: Cluster",
+        "Benchmark: Load",
+        "Benchmark: Overhead",
+    ]
     assert [one.title for one in sections(read([folder / "load.json"]))] == ["Benchmark: Load"]
 
 

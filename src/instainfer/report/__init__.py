@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from instainfer import __version__
 from instainfer.errors import BadInput
-from instainfer.report import benchmarks, commands, latency, policies
+from instainfer.report import benchmarks, commands, latency, nodes, policies
 from instainfer.report.parts import COUNT, MS, NUMBER, SHARE, TEXT, Figure, Section, Table
 from instainfer.report.reading import Results, read
 
@@ -29,6 +29,7 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     policies.predictors,
     policies.sensitivity,
     policies.scaling,
+    nodes.section,
     policies.harm,
     latency.live,
 )

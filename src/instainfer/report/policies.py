@@ -297,7 +297,7 @@ def harm(results: Results) -> Section | None:
 
 
 def scaling(results: Results) -> Section | None:
-    """By functions, rate and nodes; by budget is `savings`."""
+    """By functions and rate; by budget is `savings`, by nodes a section of its own."""
     figures: list[Figure] = []
     told: list[str] = []
     runs: list[Run] = []
@@ -305,7 +305,6 @@ def scaling(results: Results) -> Section | None:
     for title, key, value, y, measured, claim in (
         ("functions", free, lambda run: run.row.functions, "E2E", _e2e, _FUNCTIONS),
         ("calls per function and minute, at most", ("cap_per_minute",), _cap, "E2E", _e2e, ""),
-        ("nodes", ("nodes",), lambda run: run.row.nodes, "rate", lambda run: run.row.rate, _NODES),
     ):
         for family in at_one_budget(families(results.policies, "budget", *POLICY, *key)):
             found = [run for run in family.runs if value(run) is not None and measured(run) is not None]
@@ -329,7 +328,6 @@ _FUNCTIONS = (
     "1,000 functions: 2.49 times as fast as OpenWhisk; pre-loading rates of 73% (50 busy functions), 28% (150 "
     "called once a minute) and under 1% (800 rare ones)."
 )
-_NODES = "16 nodes: 1.9 times as fast as InstaInfer, whose pre-loading rate falls from about 55% to about 25%."
 
 
 def _e2e(run: Run) -> float | None:
