@@ -74,6 +74,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     forked_bytes: int = 0  # of a loaded instance beyond the zygote's: its own
     clone_s: float = 0.0  # from a template, until it can answer
     cloned_bytes: int = 0  # of a clone beyond the template's
+    start_s: float = 0.0  # of a process that is not forked: until its interpreter runs
 
     @property
     def loading_s(self) -> float:

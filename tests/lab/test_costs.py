@@ -73,7 +73,7 @@ def test_what_a_server_measured_of_zygotes_and_clones_is_simulated(tmp_path: Pat
     path = written(
         tmp_path,
         [
-            measured("a", **shared, warmup_ms=30),  # type: ignore[arg-type] # a text among numbers
+            measured("a", **shared, warmup_ms=30, start_ms=80),  # type: ignore[arg-type] # a text among numbers
             measured("b", **shared, clone_ms=9, cloned_mb=3, limit_mb=200, concurrency=2),  # type: ignore[arg-type]
             measured("c", first_ms=25),
         ],
@@ -86,6 +86,7 @@ def test_what_a_server_measured_of_zygotes_and_clones_is_simulated(tmp_path: Pat
     assert (c.libraries, c.forkable, c.cloneable) == ("", False, False)
     assert a.costs.libraries_bytes == 40_000_000 and a.costs.forked_bytes == 15_000_000
     assert (a.costs.fork_s, b.costs.clone_s, b.costs.cloned_bytes) == (0.012, 0.009, 3_000_000)
+    assert (a.costs.start_s, b.costs.start_s) == (0.08, 0.0)
     assert (a.costs.first_s, b.costs.first_s, c.costs.first_s) == (0.03, 0.02, 0.025)
     wide = of_trace(trace, Settings(profiles=str(path), headroom=1.0))
     assert [one.memory for one in wide.functions] == [100_000_000] * 3

@@ -113,7 +113,7 @@ class _Checked(Platform):
     def __init__(self, run: Run) -> None:
         super().__init__(run.state)
         self._run = run
-        self._before = 0.0
+        self._before = -inf
 
     def handle(self, event: ev.Event, now: float) -> list[act.AnyAction]:
         assert now >= self._before, "time went back"

@@ -147,24 +147,18 @@ def sharing(name: str, **changes: object) -> Function:
 
 
 def test_a_forked_start_takes_the_fork_and_holds_its_own_bytes() -> None:
-    """The zygote is imported when the node joins; then a start is a container, a fork and the model."""
+    """The zygote is imported before the trace begins; then a start is a container, a fork and the model."""
     run = Run(workload([sharing("t/a")], [(10.0, 0)], 100.0), node(memory=650 * MB, zygote_memory=60 * MB))
     assert run.tally.starts[StartKind.FORKED] == 1
     assert only(run)["e2e_mean_ms"] == pytest.approx(300.0 + 20.0 + 600.0 + 100.0)
     assert next(iter(run.state.instances.values())).bytes == 60 * MB
-    ready = 0.05 + 0.4  # the first placement pass, and the import
-    assert only(run)["zygote_gb_s"] == pytest.approx(0.05 * (100.0 - 0.05), rel=1e-3)
-    assert only(run)["memory_gb_s"] == pytest.approx(0.05 * 99.95 + 0.3 * 90.0, rel=1e-3)
-    early = Run(
-        workload([sharing("t/a", memory=590 * MB)], [(ready - 0.2, 0)]),
-        node(memory=650 * MB, zygote_memory=60 * MB),
+    assert only(run)["zygote_gb_s"] == pytest.approx(0.05 * 100.0)
+    assert only(run)["memory_gb_s"] == pytest.approx(0.05 * 100.0 + 0.3 * 90.0, rel=1e-3)
+    first = Run(
+        workload([sharing("t/a", container_s=0.0)], [(0.0, 0)]), node(memory=650 * MB, zygote_memory=60 * MB)
     )
-    assert early.tally.starts[StartKind.FORKED] == 1  # the container took longer than the import
-    quick = Run(
-        workload([sharing("t/a", container_s=0.0)], [(ready - 0.3, 0)]),
-        node(memory=650 * MB, zygote_memory=60 * MB),
-    )
-    assert quick.tally.starts[StartKind.COLD] == 1
+    assert first.tally.starts[StartKind.FORKED] == 1  # functions and their zygotes were there before the trace
+    assert first.state.zygotes  # and it is still there
 
 
 def test_a_zygote_without_its_modules_is_none_of_its_own() -> None:
@@ -259,3 +253,17 @@ def test_the_same_again() -> None:
     runs = [Run(work, node(memory=600 * MB), mode="hazard", checked=checked) for checked in (True, False)]
     assert only(runs[0]) == only(runs[1])
     assert runs[0].tally.starts == runs[1].tally.starts
+
+
+def test_a_process_that_is_not_forked_has_to_start() -> None:
+    """Its interpreter's start is waited for and is no loading latency: nothing but a warm process spares it."""
+    work = workload([function(start_s=0.08)], [(10.0, 0), (20.0, 0)], 100.0)
+    timeline = Timeline(range(2))
+    run = Run(work, node(), timeline=timeline)
+    first, second = timeline.ordered()
+    assert first.e2e_s == pytest.approx(0.3 + 0.08 + 1.0 + 0.1)
+    assert (first.warming_s, first.loading_s) == (pytest.approx(0.38), pytest.approx(1.0))
+    assert (second.warming_s, second.loading_s) == (0.0, 0.0)
+    assert only(run)["saved_fraction"] == pytest.approx(0.5)
+    state = run.state.functions["t/f"].costs
+    assert state.start_s == pytest.approx(0.08) and state.import_s == pytest.approx(0.4)

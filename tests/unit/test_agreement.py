@@ -31,10 +31,11 @@ def test_costs_as_cold_starts_turned_out() -> None:
     assert agreement.seen(profiles, calls) == [
         {
             "function": "n/a",
-            "import_ms": 325.0,
+            "import_ms": 300.0,
             "load_ms": 20.0,
             "memory_mb": 5.0,
             "container_ms": 30.0,
+            "start_ms": 50.0,
             "fork_ms": 10.0,
         },
         {"function": "n/b"},

@@ -171,6 +171,7 @@ class Measurement:
                 forked_bytes=own if forked else 0,
                 clone_s=cloned_s,
                 cloned_bytes=cloned_bytes,
+                start_s=first.start_s,
             ),
             modules=first.modules,
             tasks=second.tasks,

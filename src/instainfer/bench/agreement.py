@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,11 +34,14 @@ from instainfer.units import say_ms
 MODELS = ("magika", "ddddocr", "profanity", "spacy", "silero", "efficientnet", "resnet18", "resnet50")
 #: The aim: of mean warming + loading, as a share; of the pre-loading rate, in points.
 WITHIN, POINTS = 0.15, 3.0
-#: Of the trace, not counted: the server has its zygotes when the trace begins, and the simulated one has none yet.
+#: Of the trace, not counted: neither has seen a call when it begins.
 WARMUP = "0.2"
 _COSTS = ("container_ms", "load_ms", "warmup_ms")
-#: Start kind -> the cost that its way to the libraries is.
-_STARTS = {"cold": "import_ms", "forked": "fork_ms"}
+#: Start kind -> the costs that its phases are.
+_STARTS = {
+    "cold": {"extract_ms": "start_ms", "import_ms": "import_ms"},
+    "forked": {"extract_ms": "fork_ms", "import_ms": "fork_ms"},
+}
 
 
 def measure(
@@ -104,20 +108,21 @@ def _like(live: Mapping[str, Any]) -> list[str]:
         "--budgets": live["budget_fraction"],
         "--min-calls": 1,
         "--warmup": WARMUP,
+        "--load-slots": len(os.sched_getaffinity(0)),  # as the server has them
     }
     return [str(word) for pair in given.items() for word in pair] + ["--trace-durations"]
 
 
 def seen(profiles: list[dict[str, Any]], calls: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """These profiles with means of what cold and forked starts took, for the functions that had some. A fork's
-    time is until its libraries are there; of other starts a profile knows the import alone, so that the time until
-    the interpreter runs is with it here."""
+    time is until its libraries are there."""
     taken: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for call in calls:
         if call["start"] in _STARTS and not call["error"]:
             phases = call["phases"]
-            found = {key: phases.get(key, 0.0) for key in _COSTS}
-            found[_STARTS[call["start"]]] = phases.get("extract_ms", 0.0) + phases.get("import_ms", 0.0)
+            found = defaultdict(float, {key: phases.get(key, 0.0) for key in _COSTS})
+            for phase, key in _STARTS[call["start"]].items():
+                found[key] += phases.get(phase, 0.0)
             for key, ms in found.items():
                 if ms:
                     taken[f"{call['namespace']}/{call['function']}"][key].append(ms)

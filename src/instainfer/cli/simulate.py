@@ -244,7 +244,7 @@ def profile(
 
 #: Keys of a profile that are those of the server's answer.
 _SAME = (
-    *("container_ms", "import_ms", "load_ms", "warmup_ms", "first_ms", "imported_mb", "loaded_mb"),
+    *("container_ms", "start_ms", "import_ms", "load_ms", "warmup_ms", "first_ms", "imported_mb", "loaded_mb"),
     *("libraries_mb", "fork_ms", "forked_mb", "clone_ms", "cloned_mb"),
 )
 

@@ -216,7 +216,8 @@ def _learn_start(function: FunctionState, event: ev.InstanceReady) -> None:
         spent = event.start_s + event.import_s
         function.learn(fork_s=_blend(costs.fork_s, spent) if costs.fork_s else spent)
     else:
-        function.learn(import_s=_blend(costs.import_s, event.import_s))
+        started_s = _blend(costs.start_s, event.start_s) if costs.start_s else event.start_s
+        function.learn(import_s=_blend(costs.import_s, event.import_s), start_s=started_s)
     function.learn(load_s=_blend(costs.load_s, event.load_s), warmup_s=_blend(costs.warmup_s, event.warmup_s))
 
 

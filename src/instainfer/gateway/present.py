@@ -54,6 +54,7 @@ def profile(of: Profile | None, costs: Costs | None = None) -> dict[str, Any] | 
     costs = costs or of.costs
     return {
         "container_ms": costs.container_s * 1e3,
+        "start_ms": costs.start_s * 1e3,
         "import_ms": costs.import_s * 1e3,
         "load_ms": costs.load_s * 1e3,
         "warmup_ms": costs.warmup_s * 1e3,

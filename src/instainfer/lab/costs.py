@@ -42,6 +42,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float
     inference_ms: float
     container_ms: float = _WARMING_S * 1e3
+    start_ms: float = 0.0  # of a process that is not forked, until its interpreter runs
     warmup_ms: float = 0.0
     first_ms: float | None = None
     imported_mb: float = 0.0
@@ -59,6 +60,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         first_ms = max(self.inference_ms, self.warmup_ms) if self.first_ms is None else self.first_ms
         return Costs(
             container_s=self.container_ms / 1e3,
+            start_s=self.start_ms / 1e3,
             import_s=self.import_ms / 1e3,
             load_s=self.load_ms / 1e3,
             warmup_s=self.warmup_ms / 1e3,
@@ -77,7 +79,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 #: Of a Measured.
 _NOT_NEGATIVE = (
     *("import_ms", "load_ms", "inference_ms", "container_ms", "warmup_ms", "imported_mb", "libraries_mb"),
-    *("fork_ms", "forked_mb", "clone_ms", "cloned_mb", "limit_mb"),
+    *("start_ms", "fork_ms", "forked_mb", "clone_ms", "cloned_mb", "limit_mb"),
 )
 
 

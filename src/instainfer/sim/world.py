@@ -17,6 +17,8 @@ from instainfer.sim.tally import ByClass, Call, Tally, Timeline
 
 #: A wait below this is nobody's harm.
 _NOTICED_S = 0.01
+#: More than lies between two passes of the core: each may start a zygote.
+_PASS_S = 1.0
 #: Starts for which nothing had to be loaded.
 _READY = (StartKind.WARM, StartKind.PRELOADED)
 
@@ -56,7 +58,7 @@ class _Container:
 class _Instance:
     __slots__ = (
         "ahead", "began", "container", "frozen", "function", "id", "job", "level", "price", "ready_at", "served",
-        "steps", "target", "waiting", "warmed",
+        "start_s", "steps", "target", "waiting", "warmed",
     )  # fmt: skip
 
     def __init__(
@@ -73,7 +75,8 @@ class _Instance:
         self.frozen = False
         self.level = Level.NONE
         self.target = Level.NONE
-        self.began = 0.0  # of the present load
+        self.began = 0.0  # of the present load, its process started
+        self.start_s = 0.0  # of which this was before
         self.ready_at = 0.0
         self.steps = (0.0, 0.0, 0.0)  # import, load, warm-up of the present load
         self.job: Job | None = None
@@ -153,11 +156,21 @@ class Containers:
         }
 
     def begin(self) -> None:
-        """Nodes join and functions are deployed, at time 0."""
+        """Nodes join and functions are deployed: at time 0, or so long before it that library zygotes, where there
+        are some, can be ready then."""
+        self.engine.now = -self._lead_s()
         for site in self._sites.values():
             self._joined(site.node)
         for function in self._functions:
             self.engine.feed(ev.FunctionDeployed(function=function))
+        self.engine.advance(0.0)
+
+    def _lead_s(self) -> float:
+        if not any(site.node.zygote_memory for site in self._sites.values()):
+            return 0.0
+        imports = {(f.tenant, f.libraries): f.costs.import_s for f in self._functions if f.forkable}
+        slowest = max((site.node.load_factor for site in self._sites.values()), default=1.0)
+        return sum(_PASS_S + import_s * slowest for import_s in imports.values())
 
     def join(self, node: Node) -> None:
         """One more node, now."""
@@ -244,6 +257,8 @@ class Containers:
         )
         container.instances[instance.id] = instance
         self._instances[instance.id] = instance
+        if found.origin is Origin.SPAWNED:
+            instance.start_s = self._functions[function].costs.start_s * container.site.node.load_factor
         self._begin(instance, action.level, found.import_s, now)
 
     def _price(self, function: int, site: _Site) -> Price:
@@ -265,6 +280,7 @@ class Containers:
         instance = self._instances.get(action.instance)
         if instance is not None:
             instance.ahead = instance.ahead and action.ahead
+            instance.start_s = 0.0
             self._begin(instance, action.level, 0.0, now)
 
     def _begin(self, instance: _Instance, level: Level, import_s: float, now: float) -> None:
@@ -283,9 +299,9 @@ class Containers:
         factor = site.node.load_factor
         instance.steps = import_s * factor, load_s * factor, warmup_s * factor
         instance.target = level
-        instance.began = now
+        instance.began = now + instance.start_s
         self._takes(container, self._functions[instance.function].name)
-        job = instance.job = Job(sum(instance.steps), lambda: self._loaded(instance))
+        job = instance.job = Job(instance.start_s + sum(instance.steps), lambda: self._loaded(instance))
         if container.free_at > now:
             self.engine.call(container.free_at, lambda: self._go_on(instance, job))
         else:
@@ -310,6 +326,7 @@ class Containers:
                 instance=instance.id,
                 level=instance.level,
                 origin=instance.price.origin,
+                start_s=instance.start_s * slowed,
                 import_s=import_s * slowed,
                 load_s=load_s * slowed,
                 warmup_s=warmup_s * slowed,
@@ -423,8 +440,9 @@ class Containers:
         tally.served(arrived, action.start, end - arrived, seconds, self._loading_s[instance.function], paid)
         if request in self._timeline.requests:
             warming = 0.0
-            if instance.ready_at > arrived:  # what it waited for began with the container
+            if instance.ready_at > arrived:  # what it waited for began with the container, or with the process
                 warming = max(0.0, container.ready_at - max(arrived, container.created))
+                warming += max(0.0, instance.began - max(arrived, instance.began - instance.start_s))
             parts = action.start, warming, paid, seconds, end - arrived
             self._timeline.calls.append(Call(request, instance.function, arrived, *parts))
         self._harm(action.start, function.name, container, request, begin, tally)
