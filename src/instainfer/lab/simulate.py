@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
+import instainfer
 from instainfer.config import machine_memory
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
@@ -503,12 +504,27 @@ def of_trace(trace: Trace, settings: Settings) -> Workload:
     )
 
 
+def _processor() -> str:
+    """Its model, where the system says it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
 def document(command: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """As `results.json` has it."""
     machine = {
+        "cpu": _processor(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_mb": machine_memory() / MB,
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "numpy": np.__version__,
+        "instainfer": instainfer.__version__,
     }
     return {"version": 1, "command": command, "machine": machine, "rows": rows}

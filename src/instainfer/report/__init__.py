@@ -16,8 +16,10 @@ from instainfer.report import benchmarks, commands, latency, nodes, policies
 from instainfer.report.parts import COUNT, MS, NUMBER, SHARE, TEXT, Figure, Section, Table
 from instainfer.report.reading import Results, read
 
+Maker = Callable[[Results], Section | None]
+
 #: In the order in which one reads them.
-SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
+SECTIONS: tuple[Maker, ...] = (
     policies.best,
     policies.savings,
     latency.by_class,
@@ -42,16 +44,17 @@ class Written(NamedTuple):
     figures: int
 
 
-def sections(results: Results) -> list[Section]:
-    """All that the data allows."""
-    made = [section for make in SECTIONS if (section := make(results)) is not None]
+def sections(results: Results, wanted: Iterable[Maker] = SECTIONS) -> list[Section]:
+    """All that the data allows; `wanted`: of those on runs."""
+    made = [section for make in wanted if (section := make(results)) is not None]
     made += benchmarks.sections(results)
     return [*_distinct(made), _rows(results)] if results.runs else _distinct(made)
 
 
-def write(paths: Iterable[Path], output: Path) -> Written:
+def write(paths: Iterable[Path], output: Path, *, title: str = "", wanted: Iterable[Maker] = SECTIONS) -> Written:
     """Read results under `paths`, write `output`/report.html, report.md and figures/. The same results give the
-    same bytes. Raises BadInput for what cannot be read, and for a folder that cannot be written."""
+    same bytes. `title`: of the page, if not the usual one; `wanted`: sections on runs, in this order. Raises
+    BadInput for what cannot be read, and for a folder that cannot be written."""
     try:
         from instainfer.report.drawing import Artist, standalone
     except ImportError as error:
@@ -61,7 +64,7 @@ def write(paths: Iterable[Path], output: Path) -> Written:
     from instainfer.report import html, markdown
 
     results = read(paths)
-    made = sections(results)
+    made = sections(results, wanted)
     artist = Artist(results.names)
     drawn, files = {}, {}
     for section in made:
@@ -71,7 +74,7 @@ def write(paths: Iterable[Path], output: Path) -> Written:
                 drawn[ident] = artist.draw(figure.chart, prefix=f"{ident}-", label=figure.chart.told())
                 files[ident] = f"figures/{ident}.svg"
     facts = _facts(results)
-    title = "Pre-loading policies, compared" if results.runs else "Benchmarks"
+    title = title or ("Pre-loading policies, compared" if results.runs else "Benchmarks")
     written = Written(output / "report.html", output / "report.md", len(drawn))
     try:
         (output / "figures").mkdir(parents=True, exist_ok=True)

@@ -304,7 +304,7 @@ def read(paths: Iterable[Path]) -> Results:
                 results.machines.append(machine)
             results.sources.append(plain(str(file)))
             if command in RUNS:
-                for run in _runs(file, command, document["rows"]):
+                for run in _runs(file, command, document["rows"], document["details"]):
                     key = _key({"setting": run.setting, "row": run.raw, "detail": msgspec.to_builtins(run.detail)})
                     if key not in seen:
                         seen.add(key)
@@ -343,7 +343,7 @@ def _document(file: Path) -> dict[str, Any] | None:
             document = msgspec.convert(value, _Document)
         except msgspec.ValidationError as error:
             raise _malformed(file, error) from None
-        return {"command": document.command, "rows": document.rows, "machine": document.machine}
+        return msgspec.structs.asdict(document)
     if file.name == "results.json":
         raise BadInput(f"{file} is no file of results: it has no version and rows", hint=_AGAIN)
     return None
@@ -353,6 +353,7 @@ class _Document(msgspec.Struct):
     command: str
     rows: list[dict[str, Any]]
     machine: dict[str, Any] = {}
+    details: list[dict[str, Any]] = []  # of the rows, in their order, where they are not in `runs/`
 
 
 _AGAIN = "run the command that wrote it again, or leave it out"
@@ -379,9 +380,17 @@ def _malformed(file: Path, error: Exception) -> BadInput:
     return BadInput(f"{file} is not as it should be: {error}", hint=_AGAIN)
 
 
-def _runs(file: Path, command: str, rows: list[dict[str, Any]]) -> Iterator[Run]:
-    """Rows with their details. A detail belongs to the row that it repeats; others are of former commands."""
+def _runs(
+    file: Path, command: str, rows: list[dict[str, Any]], beside_rows: list[dict[str, Any]]
+) -> Iterator[Run]:
+    """Rows with their details. A detail in a file of its own belongs to the row that it repeats; others are of
+    former commands."""
     details: dict[str, Detail] = {}
+    for raw, value in zip(rows, beside_rows, strict=False):
+        try:
+            details[_key(raw)] = msgspec.convert(value, Detail)
+        except msgspec.ValidationError as error:
+            raise _malformed(file, error) from None
     for beside in sorted((file.parent / "runs").glob("*.json")):
         value = _json(beside)
         if not isinstance(value, dict):
