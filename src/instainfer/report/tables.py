@@ -179,12 +179,12 @@ TABLES: dict[str, Table] = {
             Part(
                 (AZURE_2019,),
                 ("none", "tyche", "hazard"),
-                (0.2,),
+                (0.6,),
                 _containers(tick_s=10.0, cap_per_minute=cap, minutes="0:60", min_calls=10),
             )
             for cap in (1, 3, 10)
         ),
-        Check(AZURE_2019, "none", 0.2),
+        Check(AZURE_2019, "none", 0.6),
     ),
     "scaling-nodes": Table(
         "Scaling with the number of nodes that share the memory",
@@ -203,10 +203,10 @@ TABLES: dict[str, Table] = {
             Part(
                 (AZURE_2019,),
                 ("none", "tyche", "hazard", "hazard(churn=1)"),
-                (0.1, 0.2),
+                (0.4, 0.8),
                 _containers(tick_s=10.0, cap_per_minute=6, minutes="0:60", min_calls=10),
             ),
         ),
-        Check(AZURE_2019, "none", 0.2),
+        Check(AZURE_2019, "none", 0.4),
     ),
 }  # fmt: skip
