@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instainfer.cli.invoke import JSON
+from instainfer.cli.options import CapPerMinute, MinCalls, Minutes, Seed, seconds
 from instainfer.cli.output import is_terminal, print_json, table
 from instainfer.cli.session import Session, Usage, command
 from instainfer.errors import BadSettings
-from instainfer.units import parse_seconds, say_mb, say_ms, say_s
+from instainfer.units import say_mb, say_ms, say_s
 
 if TYPE_CHECKING:
     from instainfer.lab.replay import Counted, Payload, Plan
@@ -49,16 +50,10 @@ def replay(
     namespace: Annotated[
         str | None, typer.Option("--namespace", "-n", help="Only this one's functions stand in.")
     ] = None,
-    minutes: Annotated[
-        str | None, typer.Option(metavar="A:B", help="Only these, counted from the trace's first.")
-    ] = None,
-    cap_per_minute: Annotated[
-        int | None, typer.Option(metavar="K", min=1, help="At most K calls of a function a minute.")
-    ] = None,
-    min_calls: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Leave out functions that are called less often.")
-    ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of where in its minute a call falls.")] = 0,
+    minutes: Minutes = None,
+    cap_per_minute: CapPerMinute = None,
+    min_calls: MinCalls = 1,
+    seed: Seed = 0,
     warmup: Annotated[float, typer.Option(metavar="SHARE", help="Of the trace: sent, not counted.")] = 0.25,
     late: Annotated[
         str, typer.Option(metavar="TIME", help="A call that goes out so long after its time is late.")
@@ -84,9 +79,9 @@ def replay(
         min_calls=min_calls,
         seed=seed,
         warmup=warmup,
-        late_s=_seconds("--late", late),
+        late_s=seconds("--late", late),
         in_flight=in_flight,
-        timeout_s=_seconds("--timeout", timeout),
+        timeout_s=seconds("--timeout", timeout),
     )
     try:
         settings.check()
@@ -225,10 +220,3 @@ def _show(counted: Counted) -> None:
     table([*headers, *more], [[*cells, *more.values()]], right=[*headers[2:], *more])
     for reason, count in counted.reasons.most_common(3):
         typer.echo(f"{count} of them: {reason}", err=True)
-
-
-def _seconds(option: str, text: str) -> float:
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise Usage(f"{option} {error}") from None

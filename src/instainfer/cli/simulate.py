@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from instainfer.cli.options import CapPerMinute, MinCalls, Minutes, Seed, seconds
 from instainfer.cli.output import is_terminal, print_json, table
 from instainfer.cli.session import Session, Usage, command
 from instainfer.errors import BadInput, BadSettings
-from instainfer.units import listed, parse_seconds, say_mb, say_ms
+from instainfer.units import listed, say_mb, say_ms
 
 if TYPE_CHECKING:
     from instainfer.lab.simulate import Case, Settings
@@ -61,19 +62,13 @@ def simulate(
         str, typer.Option(metavar="paper|FILE", help="What functions cost: the papers' models, or measured.")
     ] = "paper",
     warmup: Annotated[float, typer.Option(metavar="SHARE", help="Of the trace: simulated, not counted.")] = 0.25,
-    minutes: Annotated[
-        str | None, typer.Option(metavar="A:B", help="Only these, counted from the trace's first.")
-    ] = None,
-    cap_per_minute: Annotated[
-        int | None, typer.Option(metavar="K", min=1, help="At most K calls of a function a minute.")
-    ] = None,
-    min_calls: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Leave out functions that are called less often.")
-    ] = 2,
+    minutes: Minutes = None,
+    cap_per_minute: CapPerMinute = None,
+    min_calls: MinCalls = 2,
     trace_durations: Annotated[
         bool, typer.Option("--trace-durations", help="Inference times from the trace, where it has them.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of where in its minute a call falls.")] = 0,
+    seed: Seed = 0,
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes.")] = 1,
     step: Annotated[
         str, typer.Option(metavar="TIME", help="Pool: between two decisions; 0 is one at each call.")
@@ -118,15 +113,15 @@ def simulate(
         min_calls=min_calls,
         trace_durations=trace_durations,
         seed=seed,
-        step_s=_seconds("--step", step),
+        step_s=seconds("--step", step),
         on_miss=OnMiss(on_miss.value),
         nodes=nodes,
         keep_alive=keep_alive,
-        keep_alive_s=_seconds("--keep-alive-seconds", keep_alive_seconds),
+        keep_alive_s=seconds("--keep-alive-seconds", keep_alive_seconds),
         load_slots=load_slots,
         headroom=headroom,
         zygote_memory=zygote_memory,
-        tick_s=_seconds("--tick", tick),
+        tick_s=seconds("--tick", tick),
     )
     names = listed(policies) or (["lru", "gdsf", "hazard"] if world is Kind.POOL else ["none", "hazard"])
     cases = [
@@ -280,13 +275,6 @@ def _share(text: str) -> float:
     except ValueError:
         raise Usage(f"{text!r} is no budget", hint="write shares, such as 0.05,0.1 or 5%,10%") from None
     return share
-
-
-def _seconds(option: str, text: str) -> float:
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise Usage(f"{option} {error}") from None
 
 
 def _make(folder: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from instainfer.client import PREFIX, Client, parse_timing
 from instainfer.errors import BadInput, BadSettings, Forbidden, NotFound, Unavailable
-from instainfer.lab.runs import VERSION, Folder, key
+from instainfer.lab.runs import VERSION, Folder, detail, key
 from instainfer.lab.sender import INTERRUPTED, UNSENT, Call, Counts, Sender, Target
 from instainfer.lab.simulate import CLASSES, OTHER, TIMELINE, document
 from instainfer.model import StartKind
@@ -523,29 +523,17 @@ class Counted:
         """As `runs/0.json` has it."""
         plan = self.sent.plan
         given = {**msgspec.to_builtins(plan.settings), "functions": plan.standing}
+        classes = {name: _known(one.row()) for name, one in self._tally.tallies.items()}
         return {
             "version": VERSION,
             "key": key(["replay", given, plan.path.name, self.sent.began], plan.path),
-            "settings": given,
-            "row": self.row,
-            "classes": {name: _known(one.row()) for name, one in self._tally.tallies.items()},
-            "cdf": {
-                "e2e_ms": _percentiles(self._total.e2e),
-                "warming_loading_ms": _percentiles(self._total.waited),
-            },
-            "timeline": self._timeline,
+            **detail(given, self.row, classes, self._total, self._timeline),
         }
 
 
 def _known(row: dict[str, Any]) -> dict[str, Any]:
     """A caller cannot tell what guests did to its calls."""
     return {**row, "harmed_fraction": None, "harm_mean_ms": None}
-
-
-def _percentiles(seconds: array[float]) -> list[float]:
-    """0 to 100, in ms; none of nothing."""
-    found: list[float] = (np.percentile(seconds, np.arange(101)) * 1e3).tolist() if len(seconds) else []
-    return found
 
 
 # ---- files -----------------------------------------------------------------------------------------------------

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 import instainfer
 from instainfer.errors import BadInput
+from instainfer.sim.tally import Tally
 
 VERSION = 1
 #: Of the package: what a run's outcome may depend on.
@@ -58,6 +61,25 @@ def _code() -> bytes:
         for file in sorted((root / part).rglob("*.py")) if (root / part).is_dir() else [root / part]:
             digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.digest()
+
+
+def detail(
+    settings: Any, row: dict[str, Any], classes: dict[str, Any], total: Tally, timeline: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a run file has beside version and key."""
+    return {
+        "settings": settings,
+        "row": row,
+        "classes": classes,
+        "cdf": {"e2e_ms": percentiles_ms(total.e2e), "warming_loading_ms": percentiles_ms(total.waited)},
+        "timeline": timeline,
+    }
+
+
+def percentiles_ms(seconds: array[float]) -> list[float]:
+    """0 to 100; none of nothing."""
+    found: list[float] = (np.percentile(seconds, np.arange(101)) * 1e3).tolist() if len(seconds) else []
+    return found
 
 
 class Folder:

@@ -30,7 +30,7 @@ from instainfer.errors import BadInput, BadSettings
 from instainfer.lab import bounding
 from instainfer.lab.bounding import BOUNDS
 from instainfer.lab.costs import PAPER, profiles_of
-from instainfer.lab.runs import VERSION, Folder, key
+from instainfer.lab.runs import VERSION, Folder, detail, key
 from instainfer.model import Function
 from instainfer.policies import registry
 from instainfer.policies.base import Predictor, PreloadPolicy
@@ -289,45 +289,33 @@ def details(settings: Settings, case: Case, progress: Callable[[int], None] | No
         with _rare_collections():
             simulate(settings, case.trace, policy, budget, tally, timeline, progress)
     total = tally.total()
-    return {
-        "settings": msgspec.to_builtins(settings),
-        "row": {
-            "trace": case.trace.name,
-            "world": settings.world,
-            "policy": policy.mode,
-            "predictor": policy.predictor,
-            "keep_alive": settings.keep_alive if settings.world == "containers" else "",
-            "nodes": settings.nodes,
-            "budget_fraction": case.budget,
-            "budget_mb": budget / MB,
-            "functions": len(work.functions),
-            **(decided or total.row()),
-            "seed": settings.seed,
-        },
-        "classes": {} if decided else {name: one.row() for name, one in tally.tallies.items()},
-        "cdf": {
-            "e2e_ms": _percentiles(total.e2e),
-            "warming_loading_ms": _percentiles(total.waited),
-        },
-        "timeline": [
-            {
-                "function": work.functions[call.function].name,
-                "arrived_s": call.arrived_s,
-                "start": call.start.value,
-                "warming_ms": call.warming_s * 1e3,
-                "loading_ms": call.loading_s * 1e3,
-                "inference_ms": call.inference_s * 1e3,
-                "e2e_ms": call.e2e_s * 1e3,
-            }
-            for call in timeline.ordered()
-        ],
+    row = {
+        "trace": case.trace.name,
+        "world": settings.world,
+        "policy": policy.mode,
+        "predictor": policy.predictor,
+        "keep_alive": settings.keep_alive if settings.world == "containers" else "",
+        "nodes": settings.nodes,
+        "budget_fraction": case.budget,
+        "budget_mb": budget / MB,
+        "functions": len(work.functions),
+        **(decided or total.row()),
+        "seed": settings.seed,
     }
-
-
-def _percentiles(seconds: array[float]) -> list[float]:
-    """0 to 100, in ms; none of nothing."""
-    found: list[float] = (np.percentile(seconds, np.arange(101)) * 1e3).tolist() if len(seconds) else []
-    return found
+    calls = [
+        {
+            "function": work.functions[call.function].name,
+            "arrived_s": call.arrived_s,
+            "start": call.start.value,
+            "warming_ms": call.warming_s * 1e3,
+            "loading_ms": call.loading_s * 1e3,
+            "inference_ms": call.inference_s * 1e3,
+            "e2e_ms": call.e2e_s * 1e3,
+        }
+        for call in timeline.ordered()
+    ]
+    classes = {} if decided else {name: one.row() for name, one in tally.tallies.items()}
+    return detail(msgspec.to_builtins(settings), row, classes, total, calls)
 
 
 @contextmanager

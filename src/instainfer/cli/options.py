@@ -1,0 +1,25 @@
+"""What simulate and replay take alike."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from instainfer.cli.session import Usage
+from instainfer.units import parse_seconds
+
+Minutes = Annotated[str | None, typer.Option(metavar="A:B", help="Only these, counted from the trace's first.")]
+CapPerMinute = Annotated[
+    int | None, typer.Option(metavar="K", min=1, help="At most K calls of a function a minute.")
+]
+MinCalls = Annotated[int, typer.Option(metavar="N", min=1, help="Leave out functions that are called less often.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of where in its minute a call falls.")]
+
+
+def seconds(option: str, text: str) -> float:
+    """Raises Usage."""
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise Usage(f"{option} {error}") from None
