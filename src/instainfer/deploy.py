@@ -11,6 +11,7 @@ import io
 import mimetypes
 import os
 import re
+import threading
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path, PurePosixPath
@@ -75,7 +76,8 @@ class Deployer:
         if path.exists():
             return
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        working = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        # Two functions of one package may be deployed at once, each in a thread.
+        working = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         with working.open("wb") as file:
             file.write(data)
             file.flush()
