@@ -38,12 +38,24 @@ CONTENTS = {
     "": ["tutorial"],
     "How to": [
         *("how-to/write-a-function", "how-to/load-fast", "how-to/run-isolated", "how-to/choose-policies"),
-        *("how-to/compare-policies", "how-to/watch-shadows", "how-to/replay-a-trace", "how-to/read-reports"),
-        *("how-to/bring-an-openwhisk-action", "how-to/use-a-triton-client"),
+        *(
+            "how-to/compare-policies",
+            "how-to/write-a-policy",
+            "how-to/watch-shadows",
+            "how-to/replay-a-trace",
+            "how-to/read-reports",
+        ),
+        *(
+            "how-to/bring-a-torch-model",
+            "how-to/use-a-private-index",
+            "how-to/bring-an-openwhisk-action",
+            "how-to/use-a-triton-client",
+        ),
         *(
             "how-to/act-by-hand",
             "how-to/read-why-and-ps",
             "how-to/watch-live",
+            "how-to/use-the-dashboard",
             "how-to/roll-back",
             "how-to/size-memory",
         ),

@@ -135,6 +135,7 @@ class Shell:
                 {
                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                     "HOME": str(folder),
+                    "CLONE": str(ROOT),  # for hidden lines of pages about this program's own code
                     "INSTAINFER_URL": f"http://127.0.0.1:{self.port}",
                     "INSTAINFER_SERVER__PORT": self.port,
                     "INSTAINFER_SERVER__DATA_DIR": str(folder / "data"),
