@@ -62,7 +62,7 @@ CONTENTS = {
         *("how-to/operate", "how-to/troubleshoot"),
     ],
     "Reference": [f"reference/{name}" for name in ("cli", "http", "settings", "function-toml", "metrics")],
-    "Explanation": ["design", "lifecycles", "loading", "security", "where-to-add-code"],
+    "Explanation": ["papers", "design", "lifecycles", "loading", "security", "where-to-add-code"],
 }
 
 
