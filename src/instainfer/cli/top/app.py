@@ -43,16 +43,29 @@ class Why(ModalScreen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter", "dismiss_why", "close")]
 
-    def __init__(self, activation: str) -> None:
+    def __init__(self, client: Client, activation: str) -> None:
         super().__init__()
-        self.activation = activation
+        self.client, self.activation = client, activation
 
     def compose(self) -> ComposeResult:
         with VerticalScroll():
             yield Static(Text(f"why {safe(self.activation)} …"), id="why")
 
+    def on_mount(self) -> None:
+        self.ask()
+
+    @work(thread=True, exit_on_error=False)
+    def ask(self) -> None:
+        """In a thread: the server replays what it did, which takes a while."""
+        try:
+            told = why_lines(self.client.why(self.activation), full="█", paint=lambda text, **_: text)
+            text = "\n".join(map(safe, itertools.chain.from_iterable(line.split("\n") for line in told)))
+        except InstaInferError as error:
+            text = "\n".join(safe(line) for line in (error.message, error.hint) if line)
+        self.app.call_from_thread(self.show, Text(text))
+
     def show(self, text: Text) -> None:
-        if self.is_mounted:  # it may be closed already
+        if self.is_attached:  # it may be closed by now
             self.query_one("#why", Static).update(text)
 
     def action_dismiss_why(self) -> None:
@@ -211,16 +224,4 @@ class Top(App[InstaInferError]):
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         if event.row_key.value is not None:
-            screen = Why(event.row_key.value)
-            self.push_screen(screen)
-            self.ask(screen)
-
-    @work(thread=True, exit_on_error=False)
-    def ask(self, screen: Why) -> None:
-        """In a thread: the server replays what it did, which takes a while."""
-        try:
-            told = why_lines(self.client.why(screen.activation), full="█", paint=lambda text, **_: text)
-            text = "\n".join(map(safe, itertools.chain.from_iterable(line.split("\n") for line in told)))
-        except InstaInferError as error:
-            text = "\n".join(safe(line) for line in (error.message, error.hint) if line)
-        self.call_from_thread(screen.show, Text(text))
+            self.push_screen(Why(self.client, event.row_key.value))
