@@ -41,7 +41,7 @@ docs: setup
 	@echo site/index.html
 
 lock: setup
-	$(BIN)/uv pip compile pyproject.toml --group dev --group docs --extra lab --extra objects --extra otel --extra postgres \
+	$(BIN)/uv pip compile pyproject.toml --group dev --group docs --extra lab --extra objects --extra otel --extra postgres --extra ray \
 		--python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock
 
 clean:

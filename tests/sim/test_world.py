@@ -262,7 +262,7 @@ def test_a_process_that_is_not_forked_has_to_start() -> None:
     run = Run(work, node(), timeline=timeline)
     first, second = timeline.ordered()
     assert first.e2e_s == pytest.approx(0.3 + 0.08 + 1.0 + 0.1)
-    assert (first.warming_s, first.loading_s) == (pytest.approx(0.38), pytest.approx(1.0))
+    assert (first.warming_s, first.loading_s) == pytest.approx((0.38, 1.0))
     assert (second.warming_s, second.loading_s) == (0.0, 0.0)
     assert only(run)["saved_fraction"] == pytest.approx(0.5)
     state = run.state.functions["t/f"].costs
