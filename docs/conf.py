@@ -33,6 +33,9 @@ html_show_sphinx = False
 MERMAID = "mermaid-11.17.2.tgz"
 MERMAID_SHA256 = "6ad2f42c3fc26bbf9e45cbb6d11898972573ea52b33a5f4ff51952899f950ffd"
 
+#: A page for each table.
+RESULTS = [page.relative_to(Path(__file__).parent) for page in Path(__file__).parent.glob("results/*/README.md")]
+
 #: In the order in which one meets them. A page that is in none of them fails the build.
 CONTENTS = {
     "": ["tutorial"],
@@ -59,8 +62,9 @@ CONTENTS = {
             "how-to/roll-back",
             "how-to/size-memory",
         ),
-        *("how-to/operate", "how-to/troubleshoot"),
+        *("how-to/operate", "how-to/one-box-to-a-cluster", "how-to/share-artifacts", "how-to/troubleshoot"),
     ],
+    "Results": ["results/README", *sorted(str(page.with_suffix("")) for page in RESULTS)],
     "Reference": [f"reference/{name}" for name in ("cli", "http", "settings", "function-toml", "metrics")],
     "Explanation": ["papers", "design", "lifecycles", "loading", "security", "where-to-add-code"],
 }
