@@ -198,6 +198,7 @@ def test_nothing_is_left_after_kills(own: Server) -> None:
     assert own.term() == 0
     assert own.leftovers() == []
     assert sorted(path.name for path in own.data.iterdir()) == [
+        "artifacts",
         "blobs",
         "environments",
         "events",

@@ -51,6 +51,7 @@ def feed(monkeypatch: pytest.MonkeyPatch, saved: list[Activation] | None = None)
         return saved
 
     health: Any = SimpleNamespace(
+        isolation=lambda: {"sandbox": "process", "missing": []},
         controller=SimpleNamespace(books=books, platform=platform),
         store=SimpleNamespace(activations=activations),
         writer=SimpleNamespace(heard=None, flush=lambda *_: True, dropped=0),
