@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from instainfer.agent.base import Build, Built, Deliver, Missing, Peers, Provide
-from instainfer.agent.environments import Environment, Environments
+from instainfer.agent.environments import Environment, Environments, whole
 from instainfer.agent.http_client import HttpAgent
 from instainfer.agent.http_server import serving
 from instainfer.agent.installers import Sources
@@ -182,7 +182,7 @@ def test_an_environment_is_built_once_and_unpacked_elsewhere(tmp_path: Path, kin
             await world.until(events.ContainerReady, container="c1")
             await world.ready("i1", "c1", of)
             await world.works("i1")
-            assert node.environments.whole("ns", first.digest)
+            assert whole(Path(first.python))
 
     asyncio.run(work())
 

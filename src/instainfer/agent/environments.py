@@ -132,10 +132,6 @@ class Environments:
 
     # ---- from and for other nodes
 
-    def whole(self, namespace: str, digest: str) -> bool:
-        """It is here, and so is its interpreter. Blocks, briefly."""
-        return _whole(self._root / namespace, digest[:_SHORT])
-
     async def pack(self, namespace: str, digest: str) -> str:
         """The artifact that it is, kept on this node and given to every store. It has to be whole. Raises
         Unavailable, BadPackage, OSError."""
@@ -441,6 +437,13 @@ def _installed(target: Path, installer: str) -> list[Path]:
     brought = ("pip", "setuptools") if installer == "pip" else ()
     found = target.glob("lib/python*/site-packages/*.dist-info")
     return [path for path in found if path.name.partition("-")[0] not in brought]
+
+
+def whole(python: Path) -> bool:
+    """The environment whose interpreter this is is there, wherever it lies: below this node's folder, or on a file
+    system that nodes share. Blocks, briefly."""
+    target = python.parent.parent
+    return _whole(target.parent, target.name)
 
 
 def _whole(folder: Path, name: str) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 
 from instainfer.agent import base
 from instainfer.agent.container import ContainerHost
-from instainfer.agent.environments import Environments
+from instainfer.agent.environments import Environments, whole
 from instainfer.agent.measure import measure
 from instainfer.agent.room import BOOT, FIRST_UID, Maker
 from instainfer.agent.snapshots import Snapshots
@@ -383,7 +383,7 @@ class LocalAgent:
         """Begin to have its environment where it is not here."""
         if not revision.environment or not revision.version or revision.id in self._equipping or self._closing:
             return
-        if self._environments.whole(revision.namespace, revision.environment):
+        if whole(Path(revision.python)):
             return
         task = self._equipping[revision.id] = self._loop.create_task(self._have(revision))
         task.add_done_callback(lambda task: self._had(revision, task))
