@@ -393,6 +393,7 @@ def test_it_is_used_by_keyboard_alone(tab: Tab, busy: Server) -> None:
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Timeline").wait_for()
     assert page.evaluate("document.activeElement.tagName") == "H1"
+    page.locator("select").nth(1).select_option("3600")  # nothing leaves it meanwhile
     canvas = page.locator("canvas")
     canvas.focus()
     before = canvas.get_attribute("aria-label")
