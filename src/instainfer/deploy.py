@@ -221,7 +221,9 @@ class Deployer:
         trial = self.revision(spec, None, number, uid_base)
         self._controller.provide(spec, trial)
         try:
-            profile = await self._measure(trial.id, progress)
+            measured = await self._measure(trial.id, progress)
+            profile = measured.profile
+            spec = msgspec.structs.replace(spec, restores=measured.restores, restores_key=measured.restores_key)
             spec = await asyncio.to_thread(self._store.add_version, spec)
             await asyncio.to_thread(
                 self._store.put_profile, namespace, name, spec.version, profile, self._clock.wall()
@@ -296,12 +298,12 @@ class Deployer:
         )
         return built
 
-    async def _measure(self, revision: str, progress: Progress) -> Profile:
+    async def _measure(self, revision: str, progress: Progress) -> wire.Measured:
         measured: wire.Measured = await self._controller.task(
             lambda token: wire.Measure(token=token, revision=revision),
             lambda message: progress("measure", message),
         )
-        return measured.profile
+        return measured
 
     async def rollback(self, namespace: str, name: str, version: int) -> FunctionSpec:
         """Make an earlier (or later) version current. Raises NotFound with the versions there are."""
@@ -356,6 +358,8 @@ class Deployer:
             version=spec.python,
             libraries=spec.libraries if profile is None or profile.uses("zygote") else "",
             snapshot=spec.snapshot if profile is None else profile.uses("snapshot"),
+            restores=spec.restores,
+            restores_key=spec.restores_key,
             declared=spec.declared,
             clone=spec.clone if profile is None else profile.uses("clone"),
             intercept=spec.intercept if profile is None else profile.uses("intercept"),

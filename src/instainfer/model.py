@@ -152,6 +152,8 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     interpreter: str = ""  # path of the interpreter it runs on, as resolved when it was deployed
     mounts: tuple[str, ...] = ()  # host paths that this interpreter needs
     packed: str = ""  # artifact: the environment as it was built, for nodes that lack it
+    restores: str = ""  # artifact: its snapshot, likewise, and
+    restores_key: str = ""  # what it is good for
     requirements: tuple[str, ...] = ()
     variables: dict[str, str] = {}  # environment variables of the instance
     params: dict[str, Any] = {}  # default parameters, merged under the event

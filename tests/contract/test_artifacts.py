@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from instainfer.agent.base import Build, Built, Deliver, Missing, Peers, Provide
@@ -21,6 +22,7 @@ from instainfer.agent.http_server import serving
 from instainfer.agent.installers import Sources
 from instainfer.agent.local import LocalAgent
 from instainfer.agent.runners import SandboxRunner
+from instainfer.agent.snapshots import key
 from instainfer.artifacts.cache import Cache
 from instainfer.artifacts.directory import Directory
 from instainfer.artifacts.peer import Peer
@@ -265,3 +267,36 @@ def test_it_is_refused_where_it_does_not_belong(packed: tuple[Path, Environment,
         asyncio.run(others.unpack("ns", environment.digest, "sha256:" + "0" * 64))
     assert not list((tmp_path / "n" / "environments" / "ns").glob("[0-9a-f]*[0-9a-f]"))
     assert path.exists()
+
+
+# ---- snapshots -----------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_brought_where_it_is_good(tmp_path: Path) -> None:
+    """What it holds is nobody's business here: the file and its marker are."""
+    content = b"a tenant's pickle" * 1000
+    shared = tmp_path / "shared"
+    name = keep(shared, content)
+    keep(shared, DATA)
+
+    async def work() -> None:
+        node = Node(tmp_path / "n", sources=(str(shared),))
+        async with node.running() as world:
+            plain = revision(data=DATA, snapshot=True, restores=name)
+            of = revision(data=DATA, snapshot=True, restores=name, restores_key=key(plain))
+            other = revision("g", 2, data=DATA, snapshot=True, restores=name, restores_key="of another processor")
+            gone = revision("h", 3, data=DATA, snapshot=True, restores="sha256:" + "0" * 64)
+            gone = msgspec.structs.replace(gone, restores_key=key(gone))
+            world.send(*(Provide(revision=one) for one in (of, other, gone)))
+            for number, one in enumerate((of, other, gone)):
+                world.create(f"c{number}", one)
+                await world.until(events.ContainerReady, container=f"c{number}")
+            async with asyncio.timeout(20):
+                await asyncio.gather(*node.agent._tasks)
+            found = node.agent.snapshots.file(of)
+            assert found is not None and found[0].read_bytes() == content
+            assert f"sha256:{found[1].sha256}" == name and found[0].stat().st_mode & 0o777 == 0o440
+            assert node.agent.snapshots.file(other) is None and node.agent.snapshots.file(gone) is None
+            assert not list((tmp_path / "n" / "snapshots" / "ns").glob(".work-*"))
+
+    asyncio.run(work())

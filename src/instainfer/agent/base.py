@@ -51,6 +51,8 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""  # of Python, likewise: "3.11"
     libraries: str = ""  # Function.libraries: which zygote it may be forked from; "" is none
     snapshot: bool = False  # its model may be kept as an object snapshot
+    restores: str = ""  # artifact: its snapshot, for nodes that lack it
+    restores_key: str = ""  # what that is good for: another processor or runtime has another key
     declared: tuple[str, ...] = ()  # module style: the globals that are the model
     clone: bool = False  # a loaded process of it may serve as a template
     intercept: bool = False  # its own loading code may be made faster
@@ -210,6 +212,8 @@ class Built(Message, frozen=True, kw_only=True):
 class Measured(Message, frozen=True, kw_only=True):
     token: int
     profile: Profile
+    restores: str = ""  # artifact of its snapshot, where other nodes may want it
+    restores_key: str = ""
 
 
 class TaskFailed(Message, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from instainfer.agent.environments import Environments, whole
 from instainfer.agent.measure import measure
 from instainfer.agent.room import BOOT, FIRST_UID, Maker
 from instainfer.agent.snapshots import Snapshots
+from instainfer.agent.snapshots import key as key_of
 from instainfer.agent.zygotes import UID, Zygotes
 from instainfer.artifacts.cache import Cache
 from instainfer.artifacts.peer import Peer
@@ -295,8 +296,8 @@ class LocalAgent:
             return
         try:
             await self._equipped(revisions[0])
-        except InstaInferError as error:
-            self._report(events.ZygoteLost(zygote=command.zygote, reason=error.message))
+        except (InstaInferError, OSError) as error:
+            self._report(events.ZygoteLost(zygote=command.zygote, reason=str(error)))
             return
         await self._zygotes.start(command, self.room(command.zygote, revisions, command.limit), revisions)
 
@@ -357,6 +358,9 @@ class LocalAgent:
         elif not arrival.done():
             self._spawn(self._pull(revision))
         self._equip(revision)
+        there = self._artifacts is not None and revision.snapshot and revision.restores
+        if there and revision.restores_key == key_of(revision) and self.snapshots.find(revision) is None:
+            self._spawn(self._bring(revision))
 
     async def _pull(self, revision: base.Revision) -> None:
         """Its package, from the node's sources, else from the controller."""
@@ -368,6 +372,17 @@ class LocalAgent:
             except (InstaInferError, OSError) as error:
                 log.info("the package of %s comes from the controller: %s", revision.id, error)
         self._report(base.Missing(revision=revision.id))
+
+    async def _bring(self, revision: base.Revision) -> None:
+        """Its snapshot, from the node that it was deployed on. Until it is here, and where it cannot be, loads are
+        plain."""
+        assert self._artifacts is not None
+        gid = revision.uid_base + FIRST_UID + revision.number if self.sandbox.enforces.function_uids else None
+        try:
+            async with self._artifacts.hold(revision.restores, most=revision.memory) as path:
+                await asyncio.to_thread(self.snapshots.bring, path, revision, gid)
+        except (InstaInferError, OSError) as error:
+            log.info("%s is loaded plainly on node %s: %s", revision.id, self.node, error)
 
     def _ask(self, peers: tuple[str, ...]) -> None:
         if self._artifacts is None:
@@ -491,7 +506,17 @@ class LocalAgent:
             f"m{command.token}",
             lambda message: report(base.Progress(token=command.token, message=message)),
         )
-        report(base.Measured(token=command.token, profile=profile))
+        restores, key = "", ""
+        if self._packs and self._artifacts is not None and profile.uses("snapshot"):
+            try:
+                if (found := await asyncio.to_thread(self.snapshots.file, revision)) is not None:
+                    restores, key = f"sha256:{found[1].sha256}", found[1].key
+                    await self._artifacts.add(found[0], digest=restores)
+                    await self._artifacts.publish(restores)
+            except (InstaInferError, OSError) as error:
+                log.warning("the snapshot of %s stays on node %s: %s", revision.id, self.node, error)
+                restores = key = ""
+        report(base.Measured(token=command.token, profile=profile, restores=restores, restores_key=key))
 
     async def _answering(self, token: int, work: Coroutine[Any, Any, None], report: base.Sink) -> None:
         """Somebody waits for the answer, whatever becomes of the work."""

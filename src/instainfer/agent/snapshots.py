@@ -14,6 +14,7 @@ import functools
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 import stat
 import time
@@ -150,6 +151,23 @@ class Snapshots:
         if gid is not None:
             os.fchown(descriptor, 0, gid)
         os.fchmod(descriptor, 0o440)
+
+    def file(self, revision: Revision) -> tuple[Path, Marker] | None:
+        """To be given to other nodes; None where there is none, or one that is not used."""
+        if self.find(revision) is None:
+            return None
+        path = self._path(revision)
+        return path, msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Marker)
+
+    def bring(self, file: Path, revision: Revision, gid: int | None) -> None:
+        """Have one that another node took over, from its artifact. Blocks. Raises OSError."""
+        work = self.directory(revision.namespace) / f".work-{secrets.token_hex(8)}"
+        work.mkdir(mode=0o700, parents=True)
+        try:
+            shutil.copyfile(file, work / "snapshot", follow_symlinks=False)
+            self.take(work / "snapshot", revision, gid)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def drop(self, revision: Revision) -> None:
         """It turned out to be wrong, or not worth it."""
