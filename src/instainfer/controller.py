@@ -126,6 +126,7 @@ class Controller:
         entered = True
         self._agents[node] = agent
         self.nodes[node] = joined
+        self._introduce()
         for _, revision in self._revisions.values():
             agent.send(wire.Provide(revision=revision))
         for held in joined.held:
@@ -136,6 +137,12 @@ class Controller:
             self.feed(ev.NodeClosed(node=node, drain=True))
         for each in early:
             report(each)
+
+    def _introduce(self) -> None:
+        """Nodes are told where the others have what they may lack."""
+        shelves = {node: agent.shelf for node, agent in self._agents.items() if agent.shelf}
+        for node, agent in self._agents.items() if shelves else ():
+            agent.send(wire.Peers(urls=tuple(url for other, url in shelves.items() if other != node)))
 
     async def leave(self, node: str) -> None:
         """The node goes, and with it whatever is there. `drain_node` first lets it finish."""
@@ -495,6 +502,7 @@ class Controller:
         if self.nodes.pop(node, None) is None:
             return
         del self._agents[node]
+        self._introduce()
         gone = [ev.ContainerLost(container=name) for name, at in self._node_of.items() if at is agent]
         for lost in gone:
             self.books.learn(lost)

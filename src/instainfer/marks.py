@@ -43,20 +43,12 @@ class Marks:
 
     def commanded(self, action: act.AnyAction, function: str, container: str) -> None:
         """`function` and `container`: of the instance that it is about, if it is about one."""
-        if isinstance(action, act.Load):
-            if action.waiting:  # it is a part of that request's time
+        if isinstance(action, act.Load | act.Raise):
+            if isinstance(action, act.Load) and action.waiting:  # it is a part of that request's time
                 return
+            by_demand = "load" if isinstance(action, act.Load) else "raise"
             self._add(
-                "preload" if action.ahead else "load",
-                function,
-                container=container,
-                instance=action.instance,
-                level=action.level.name.lower(),
-                why=action.why,
-            )
-        elif isinstance(action, act.Raise):
-            self._add(
-                "preload" if action.ahead else "raise",
+                "preload" if action.ahead else by_demand,
                 function,
                 container=container,
                 instance=action.instance,

@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -93,7 +94,7 @@ def down(data: Path) -> int:
 
 def _ray_node(data: Path, state: dict[str, Any], ip: str, gcs: int, warm: int, *, head: bool) -> None:
     if head:  # a short path: there are sockets in it, whose names have 107 bytes
-        state["tmp"] = f"/tmp/instainfer-{secrets.token_hex(4)}"
+        state["tmp"] = tempfile.mkdtemp(prefix="instainfer-", dir="/tmp")
     where = ["--head", f"--port={gcs}", "--include-dashboard=false", f"--temp-dir={state['tmp']}"]
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={ip}"),

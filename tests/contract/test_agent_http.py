@@ -27,6 +27,7 @@ class Recorder:
     """An agent that remembers its commands and reports what it is told to."""
 
     node = "n1"
+    shelf = ""
 
     def __init__(self) -> None:
         self.commands: list[Command] = []

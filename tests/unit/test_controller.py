@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from instainfer.agent import base
-from instainfer.agent.base import Answered, Command, Invoke, Measure, Provide, Sink
+from instainfer.agent.base import Answered, Command, Invoke, Measure, Peers, Provide, Sink
 from instainfer.books import Books, Ticket
 from instainfer.clock import BootClock
 from instainfer.controller import Controller
@@ -45,6 +45,7 @@ class Node:
 
     def __init__(self, node: str, held: tuple[events.HeldContainer, ...] = ()) -> None:
         self.node = node
+        self.shelf = f"http://{node}"
         self.commands: list[Command] = []
         self.held = held
         self.closed = False
@@ -131,11 +132,28 @@ def test_a_node_that_joins_later_knows_all_that_is_deployed(tmp_path: Path) -> N
         w.ask()
         await w.controller.join(late)
         await w.until(lambda: late.invokes)
-        assert isinstance(late.commands[0], Provide)
+        assert isinstance(late.commands[1], Provide)  # after the first, which says where it may pull from
         late.answer()
         assert (await w.done.get()).answer == ("", b"ok")
 
     play(tmp_path, scenario)
+
+
+def test_nodes_are_told_where_the_others_have_what_they_may_lack(tmp_path: Path) -> None:
+    a, b = Node("a"), Node("b")
+
+    def told(node: Node) -> list[tuple[str, ...]]:
+        return [command.urls for command in node.commands if isinstance(command, Peers)]
+
+    async def scenario(world: World) -> None:
+        await world.controller.join(b)
+        assert (told(a), told(b)) == ([(), ("http://b",)], [("http://a",)])
+        first = next(n for n, command in enumerate(b.commands) if isinstance(command, Provide))
+        assert any(isinstance(command, Peers) for command in b.commands[:first])  # before it looks for anything
+        await world.controller.leave("b")
+        assert told(a)[-1] == ()
+
+    play(tmp_path, scenario, a)
 
 
 def test_two_nodes_of_one_name_are_one_too_many(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from typer.testing import CliRunner, Result
 
 from instainfer.cli import app
 from instainfer.errors import BadInput, BadSettings, NotFound
-from instainfer.lab import replay as lab
+from instainfer.lab import counted as counting
+from instainfer.lab import plan as planning
+from instainfer.lab import replay
 from instainfer.lab import sender as sending
 from instainfer.lab.sender import INTERRUPTED, UNSENT, Call, Counts, Sender, target
 from instainfer.observe import Metrics
@@ -48,7 +50,7 @@ def functions(*names: str, **more: Any) -> list[dict[str, Any]]:
 
 def test_a_function_stands_for_the_one_of_its_name_and_others_take_turns() -> None:
     keys = ["default/a", "default/b", "other/c"]
-    assert lab.stand_ins(["x", "c", "y", "default/b", "z"], keys, {}) == {
+    assert planning.stand_ins(["x", "c", "y", "default/b", "z"], keys, {}) == {
         "x": "default/a",
         "c": "other/c",
         "y": "other/c",
@@ -58,21 +60,21 @@ def test_a_function_stands_for_the_one_of_its_name_and_others_take_turns() -> No
 
 
 def test_a_name_of_two_namespaces_is_nobodys() -> None:
-    assert lab.stand_ins(["a"], ["first/b", "first/a", "second/a"], {}) == {"a": "first/b"}
+    assert planning.stand_ins(["a"], ["first/b", "first/a", "second/a"], {}) == {"a": "first/b"}
 
 
 def test_a_mapping_is_above_names() -> None:
-    assert lab.stand_ins(["a", "b"], ["n/a", "n/b"], {"a": "b"}) == {"a": "n/b", "b": "n/b"}
+    assert planning.stand_ins(["a", "b"], ["n/a", "n/b"], {"a": "b"}) == {"a": "n/b", "b": "n/b"}
     with pytest.raises(BadInput, match="'c'"):
-        lab.stand_ins(["a", "b"], ["n/a"], {"c": "a"})
+        planning.stand_ins(["a", "b"], ["n/a"], {"c": "a"})
     with pytest.raises(BadInput, match="'z'"):
-        lab.stand_ins(["a"], ["n/a"], {"a": "z"})
+        planning.stand_ins(["a"], ["n/a"], {"a": "z"})
 
 
 def test_a_plan_is_of_the_servers_functions(tmp_path: Path) -> None:
     trace = written(tmp_path, (0, "x"), (1000, "y"), (2000, "z"), (61_000, "y"))
-    settings = lab.Settings(speed=2.0, warmup=0.5)
-    made = lab.plan(trace, settings, functions("a", "b"), mapping={"x": "b"})
+    settings = planning.Settings(speed=2.0, warmup=0.5)
+    made = planning.plan(trace, settings, functions("a", "b"), mapping={"x": "b"})
     assert made.standing == {"x": "default/b", "y": "default/b", "z": "default/a"}
     assert made.trace.names == ("default/a", "default/b")
     assert made.trace.functions.tolist() == [1, 1, 0, 1]
@@ -82,12 +84,12 @@ def test_a_plan_is_of_the_servers_functions(tmp_path: Path) -> None:
 
 def test_what_a_function_is_called_with(tmp_path: Path) -> None:
     trace = written(tmp_path, (0, "x"), (1, "y"), (2, "z"))
-    image, other = lab.Payload(b"png", "image/png"), lab.Payload(b"[]", "application/json")
-    made = lab.plan(
-        trace, lab.Settings(), functions("a", "b", "c"), payloads={"default/b": image, "": other, "c": image}
+    image, other = planning.Payload(b"png", "image/png"), planning.Payload(b"[]", "application/json")
+    made = planning.plan(
+        trace, planning.Settings(), functions("a", "b", "c"), payloads={"default/b": image, "": other, "c": image}
     )
     assert [stand.payload for stand in made.stands] == [other, image, image]
-    made = lab.plan(trace, lab.Settings(), functions("a"))
+    made = planning.plan(trace, planning.Settings(), functions("a"))
     assert made.stands[0].payload.body == b"{}"
 
 
@@ -95,10 +97,10 @@ def test_a_function_with_a_sample_is_not_called_with_nothing(tmp_path: Path) -> 
     trace = written(tmp_path, (0, "x"))
     deployed = functions("ocr", sample="sample.png")
     with pytest.raises(BadInput) as caught:
-        lab.plan(trace, lab.Settings(), deployed)
+        planning.plan(trace, planning.Settings(), deployed)
     assert caught.value.hint == "--data ocr=@sample.png"
     with pytest.raises(BadInput, match="'luck'"):
-        lab.plan(trace, lab.Settings(), deployed, payloads={"luck": lab.Payload(b"", "")})
+        planning.plan(trace, planning.Settings(), deployed, payloads={"luck": planning.Payload(b"", "")})
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_a_function_with_a_sample_is_not_called_with_nothing(tmp_path: Path) -> 
 )
 def test_settings_that_cannot_be_meant(settings: dict[str, Any]) -> None:
     with pytest.raises(BadSettings):
-        lab.Settings(**settings).check()
+        planning.Settings(**settings).check()
 
 
 def test_a_server_without_functions_is_said() -> None:
@@ -116,9 +118,9 @@ def test_a_server_without_functions_is_said() -> None:
 
     server: Any = Bare()
     with pytest.raises(NotFound, match="the server has no function"):
-        lab.ask(server, None)
+        planning.ask(server, None)
     with pytest.raises(NotFound, match="'mine'"):
-        lab.ask(server, "mine")
+        planning.ask(server, "mine")
 
 
 # ---- what goes out
@@ -314,9 +316,9 @@ def test_a_look_that_takes_too_long_leaves_its_connection(monkeypatch: pytest.Mo
 # ---- what is counted
 
 
-def plan(tmp_path: Path, *calls: tuple[float, str], **settings: Any) -> lab.Plan:
+def plan(tmp_path: Path, *calls: tuple[float, str], **settings: Any) -> planning.Plan:
     deployed = functions("a", profile=PROFILE)
-    return lab.plan(written(tmp_path, *calls), lab.Settings(**{"warmup": 0.0, **settings}), deployed)
+    return planning.plan(written(tmp_path, *calls), planning.Settings(**{"warmup": 0.0, **settings}), deployed)
 
 
 def call(position: int, due_s: float, start: str, e2e_ms: float, timing: str = "", **more: Any) -> Call:
@@ -328,12 +330,12 @@ def call(position: int, due_s: float, start: str, e2e_ms: float, timing: str = "
 
 
 COLD = "queue;dur=5, container;dur=50, import;dur=300, load;dur=100, inference;dur=32"
-SERVER = lab.Server({"mode": "hazard", "predictor": "hazard", "keep_alive": "pressure"}, 500.0, "linux", [])
+SERVER = planning.Server({"mode": "hazard", "predictor": "hazard", "keep_alive": "pressure"}, 500.0, "linux", [])
 
 
-def counted(made: lab.Plan, *calls: Call, **more: Any) -> lab.Counted:
-    result = lab.Sent(plan=made, calls=list(calls), counts=Counts(), began=1e9, interrupted=False, **more)
-    return lab.Counted(result, SERVER)
+def counted(made: planning.Plan, *calls: Call, **more: Any) -> counting.Counted:
+    result = replay.Sent(plan=made, calls=list(calls), counts=Counts(), began=1e9, interrupted=False, **more)
+    return counting.Counted(result, SERVER)
 
 
 def test_a_row_by_hand(tmp_path: Path) -> None:
@@ -399,8 +401,8 @@ def test_without_a_cold_start_loading_is_what_the_deployment_measured(tmp_path: 
 
 
 def test_a_load_that_ended_with_a_warm_up_has_no_excess() -> None:
-    stand = lab.Stand("n/a", lab.Payload(b"", ""), 0.4, 0.01, True)
-    one = lab.told(call(0, 0.0, "cold", 490.0, COLD), stand, 10.0)
+    stand = planning.Stand("n/a", planning.Payload(b"", ""), 0.4, 0.01, True)
+    one = counting.told(call(0, 0.0, "cold", 490.0, COLD), stand, 10.0)
     assert one is not None and (one.loading_ms, one.inference_ms) == (400.0, 32.0)
 
 
@@ -408,13 +410,13 @@ def test_a_metric_is_read_as_the_server_writes_it() -> None:
     metrics = Metrics()
     metrics.wasted_byte_seconds = 2.5e9
     text = metrics.render().decode()
-    assert lab.metric(text, "instainfer_wasted_byte_seconds_total") == 2.5e9
+    assert replay.metric(text, "instainfer_wasted_byte_seconds_total") == 2.5e9
     with pytest.raises(ValueError, match="luck"):
-        lab.metric(text, "luck")
+        replay.metric(text, "luck")
 
 
 def test_an_answer_of_something_else_is_an_error() -> None:
-    assert "start kind" in lab.why_not(call(0, 0.0, "", 1.0))
+    assert "start kind" in counting.why_not(call(0, 0.0, "", 1.0))
 
 
 # ---- the command

@@ -82,7 +82,7 @@ class Deliver(Message, frozen=True, kw_only=True):
 
 
 class Peers(Message, frozen=True, kw_only=True):
-    """URLs of servers and nodes that have artifacts; they are asked after the node's own sources."""
+    """URLs of the other nodes that have artifacts; they are asked after the node's own sources."""
 
     urls: tuple[str, ...]
 
@@ -257,6 +257,7 @@ Sink = Callable[[Report], None]
 
 class Agent(Protocol):
     node: str
+    shelf: str  # URL at which other nodes may pull its artifacts; "": they may not
 
     async def start(self, sink: Sink) -> events.NodeJoined:
         """Remove leftovers, get ready, say what the node has. Reports come to `sink` on the caller's loop,

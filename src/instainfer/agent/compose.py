@@ -15,8 +15,9 @@ from instainfer.sandbox import probe
 ARTIFACTS = "artifacts"  # in the data directory: what other nodes may pull
 
 
-async def compose(settings: Settings, node: str = "local") -> LocalAgent:
-    """Not started. Raises BadSettings, and Unavailable where the sandbox that is asked for does not work."""
+async def compose(settings: Settings, node: str = "local", *, key: str = "") -> LocalAgent:
+    """Not started. `key`: of a node among others, theirs and its own: it pulls from them, and packs what it builds
+    for them. Raises BadSettings, and Unavailable where the sandbox that is asked for does not work."""
     data = settings.server.data_dir
     sandbox = await probe.choose(
         settings.sandbox.kind,
@@ -45,6 +46,6 @@ async def compose(settings: Settings, node: str = "local") -> LocalAgent:
         scratch=settings.sandbox.scratch,
         zygote_memory=settings.node.zygote_memory,
         artifacts=artifacts,
-        peer=functools.partial(source, key=given.key),
-        packs=bool(sources),
+        peer=functools.partial(source, key=key or given.key),
+        packs=bool(key or sources),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Mapping
@@ -19,6 +18,7 @@ from instainfer.agent.instance import InstanceHost, Output
 from instainfer.agent.link import Exit, ManagerLink
 from instainfer.agent.room import BOOT, FIRST_UID, Maker, Process, Room
 from instainfer.agent.snapshots import Snapshots
+from instainfer.agent.starting import environment, interception
 from instainfer.core import actions
 from instainfer.core.events import (
     ContainerLost,
@@ -35,7 +35,6 @@ from instainfer.sandbox.base import Container
 log = logging.getLogger(__name__)
 
 HELLO_S = 10.0
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 Work = (
     actions.Load
@@ -482,7 +481,7 @@ class ContainerHost:
             # What goes wrong with a restored model may go well with a loaded one.
             said = host.failure.reason.partition("\n")[0] if host.failure is not None else reason
             if host.failure is not None or oom or code == "timed_out" or not reason:
-                self._node.snapshots.spoil(host.revision, said or f"a process that restored it {how(exit)}")
+                self._node.snapshots.spoil(host.revision, said or f"a process that restored it {exit.how}")
             if host.failure is not None or not (oom or reason):
                 self._again(name, host, host.revision)
                 return
@@ -493,7 +492,7 @@ class ContainerHost:
             limit = host.revision.memory >> 20
             reason = f"killed: it went over its memory limit of {limit} MB (set `memory` in function.toml)"
         elif not reason:
-            reason = f"its process {how(exit)}"
+            reason = f"its process {exit.how}"
         code = code or "instance_crashed"
         self._sink(InstanceLost(instance=name, reason=reason, code=code, request=request, unread=unread))
 
@@ -545,54 +544,3 @@ class ContainerHost:
         finally:  # its memory is free and its requests have to be told, whatever else went wrong
             self._node.ended(self.id)
             self._sink(ContainerLost(container=self.id, reason=reason, unread=tuple(unread)))
-
-
-def interception(
-    revision: Revision, package: Path, snapshots: Snapshots, *, restored: bool = False
-) -> dict[str, object]:
-    """Options of runtime/intercept.py. A restored instance does not load: there, only threads matter."""
-    if not revision.intercept:
-        return {}
-    kept = snapshots.kept(revision)
-    options: dict[str, object] = {
-        "onnxruntime": True,
-        "threads": revision.threads,
-        "cache": "" if kept is None else str(kept),
-    }
-    if not restored:
-        fixed = [str(package), str(Path(revision.python).parent.parent)]
-        options |= dict.fromkeys(("torch", "numpy", "joblib"), True)
-        options |= {"skip_init": revision.recorded or None, "fixed": fixed}
-    return options
-
-
-def environment(revision: Revision, *, apart: bool) -> dict[str, str]:
-    """The variables of an instance: its own over a minimum; nothing of the server's environment leaks in.
-    Where functions are kept apart its scratch is a directory that the instance makes for itself, 0700."""
-    home = f"/tmp/f{FIRST_UID + revision.number}" if apart else "/tmp"
-    bin_directory = str(Path(revision.python).parent)
-    return {
-        "PATH": f"{bin_directory}:/usr/local/bin:/usr/bin:/bin",
-        "HOME": home,
-        "TMPDIR": home,
-        "LANG": "C.UTF-8",
-        "PYTHONUNBUFFERED": "",
-        # Unpinned threads of co-residents fight for the cores: a 40 ms call became 2 s.
-        **dict.fromkeys(THREADS, str(revision.threads)),
-        **revision.variables,
-    }
-
-
-def how(exit: Exit) -> str:
-    if exit.signal is not None:
-        try:
-            name = signal.Signals(exit.signal).name
-        except ValueError:
-            name = "unknown"
-        native = (
-            " in native code"
-            if exit.signal in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
-            else ""
-        )
-        return f"crashed{native}: signal {exit.signal} ({name})"
-    return "ended" if exit.code is None else f"exited with status {exit.code}"

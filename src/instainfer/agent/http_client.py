@@ -44,6 +44,7 @@ class HttpAgent:
     ) -> None:
         """Raises BadSettings for a URL that cannot be an agent's."""
         self.node = node
+        self.shelf = url
         self._address = Address(url, key)
         self._lost_s = lost_s
         self._epoch = epoch

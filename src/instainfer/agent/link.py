@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 from collections import deque
@@ -33,12 +34,27 @@ class Hello:
     about: Mapping[str, Any] = field(default_factory=dict)  # what else it said: a zygote's import
 
 
+_NATIVE = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
+
+
 @dataclass(frozen=True)
 class Exit:
     """How a process ended; neither is known when its manager went before it could tell."""
 
     code: int | None = None
     signal: int | None = None
+
+    @property
+    def how(self) -> str:
+        """In words that follow "its process"."""
+        if self.signal is None:
+            return "ended" if self.code is None else f"exited with status {self.code}"
+        native = " in native code" if self.signal in _NATIVE else ""
+        try:
+            name = signal.Signals(self.signal).name
+        except ValueError:
+            name = "unknown"
+        return f"crashed{native}: signal {self.signal} ({name})"
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class LocalAgent:
         """`artifacts`: what is pulled, whose sources this changes; `peer` makes one of a node's URL; `packs`:
         environments that are built here are packed for other nodes."""
         self.node = node
+        self.shelf = ""  # whoever serves this one over HTTP has one
         self.sandbox = sandbox
         self._environments = environments
         self._data = data

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from instainfer.agent.base import Answered, Report, Revision
-from instainfer.agent.container import ContainerHost, interception
+from instainfer.agent.container import ContainerHost
 from instainfer.agent.room import FIRST_UID, Maker
 from instainfer.agent.snapshots import key
+from instainfer.agent.starting import interception
 from instainfer.agent.zygotes import Refused, Zygote
 from instainfer.core.events import ContainerLost, InstanceFailed, InstanceLost, InstanceReady
 from instainfer.errors import BY_CODE, InstaInferError, InstanceCrashed, InvocationFailed, LoadFailed, from_problem

@@ -72,7 +72,7 @@ async def _run(
     data = settings.server.data_dir
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock.alone(data):
-        agent = await compose(settings, node)
+        agent = await compose(settings, node, key=key)
         epoch = data / "epoch"
         known = int(epoch.read_text()) if epoch.exists() else 0
         remember = lambda number: _write(epoch, str(number).encode())  # noqa: E731

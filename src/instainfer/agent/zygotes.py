@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 
 from instainfer.agent.base import Revision
-from instainfer.agent.container import environment, how
 from instainfer.agent.instance import Output
 from instainfer.agent.link import ManagerLink
 from instainfer.agent.room import BOOT, FIRST_UID, Maker, Process, Room
+from instainfer.agent.starting import environment
 from instainfer.core.actions import StartZygote
 from instainfer.core.events import ZygoteLost, ZygoteReady
 from instainfer.errors import InstaInferError
@@ -113,7 +113,7 @@ class Zygote:
     async def _watch(self, process: Process) -> None:
         """Its control socket does not tell: a child that a library left behind may have it open."""
         exit = await process.ended()
-        self._over(self._why(f"it {how(exit)}"))
+        self._over(self._why(f"it {exit.how}"))
 
     def bytes(self) -> int:
         """Takes milliseconds; may be called from a thread."""

@@ -21,7 +21,8 @@ from instainfer.errors import BadSettings
 from instainfer.units import say_mb, say_ms, say_s
 
 if TYPE_CHECKING:
-    from instainfer.lab.replay import Counted, Payload, Plan
+    from instainfer.lab.counted import Counted
+    from instainfer.lab.plan import Payload, Plan
     from instainfer.lab.sender import Counts
 
 _NAMED = re.compile(r"([\w.-]+(?:/[\w.-]+)?)=(.*)", re.DOTALL)
@@ -67,10 +68,12 @@ def replay(
 
     Open loop: each call goes out at its time, whatever became of those before it. ^C ends it with what there is.
     """
-    from instainfer.lab import replay as lab
+    from instainfer.lab import counted as counting
+    from instainfer.lab import plan as planning
+    from instainfer.lab import replay
     from instainfer.lab.sender import target
 
-    settings = lab.Settings(
+    settings = planning.Settings(
         url=session.client.where,
         namespace=namespace,
         speed=speed,
@@ -89,17 +92,17 @@ def replay(
         raise Usage(error.message, hint=error.hint) from None
     mapping = {} if map_file is None else _mapping(map_file)
     payloads = _payloads(data or [])
-    server = lab.ask(session.client, namespace)
-    plan = lab.plan(trace, settings, server.functions, mapping=mapping, payloads=payloads)
+    server = planning.ask(session.client, namespace)
+    plan = planning.plan(trace, settings, server.functions, mapping=mapping, payloads=payloads)
     _introduce(plan)
     key = session.api_key or os.environ.get("INSTAINFER_API_KEY", "")
     watch = _watch(plan)
-    sent = lab.send(plan, target(session.client.where, key), watch)
+    sent = replay.send(plan, target(session.client.where, key), watch)
     if is_terminal(sys.stderr):
         typer.echo("\r\033[K", nl=False, err=True)
-    counted = lab.Counted(sent, server)
-    document = lab.results(counted, server) if output is None else lab.write(output, counted, server)
-    lab.check_answered(counted)
+    counted = counting.Counted(sent, server)
+    document = counting.results(counted, server) if output is None else counting.write(output, counted, server)
+    counting.check_answered(counted)
     if session.json:
         print_json(document)
     else:
@@ -136,7 +139,7 @@ def _payloads(given: Sequence[str]) -> dict[str, Payload]:
 
 def _payload(text: str) -> Payload:
     """JSON, or @FILE with the content type of its name."""
-    from instainfer.lab.replay import Payload
+    from instainfer.lab.plan import Payload
 
     if text.startswith("@"):
         file = Path(text[1:])

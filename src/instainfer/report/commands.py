@@ -60,7 +60,7 @@ def _said(key: str, value: Any) -> str:
 @cache
 def _defaults(command: str) -> dict[str, Any]:
     """Its settings as they are where nothing is said of them. Imported here: the simulator takes its time."""
-    from instainfer.lab import replay, simulate
+    from instainfer.lab import plan, simulate
 
-    usual: dict[str, Any] = msgspec.to_builtins((simulate if command == "simulate" else replay).Settings())
+    usual: dict[str, Any] = msgspec.to_builtins((simulate if command == "simulate" else plan).Settings())
     return usual
