@@ -30,15 +30,13 @@ from instainfer.errors import InstaInferError, Unavailable
 from instainfer.packing import pack
 from instainfer.picture import draw
 from instainfer.samples import example
+from instainfer.settings import PLAIN
 
 MODELS = ("magika", "ocr", "profanity")
 KEEP_ALIVE_S = 4.0  # OpenWhisk keeps idle containers for ten minutes; nobody wants to watch that
 WARM_CALLS = 5
 START_S = 60.0
 PRELOAD_S = 60.0
-
-#: A model deployed once more without any of the short ways: what a cold start is elsewhere.
-PLAIN = dict.fromkeys(("zygote", "snapshot", "clone", "intercept"), False)
 
 HEARTBEAT = """
 def handler(event):

@@ -51,6 +51,10 @@ def _number(value: Any, read: Callable[[str], float], allowed: str) -> float:
     raise BadSettings(f"{value!r} cannot be read", hint=f"write {allowed}")
 
 
+#: None of the short ways to a loaded model: what a cold start is elsewhere.
+PLAIN = dict.fromkeys(("zygote", "snapshot", "clone", "intercept"), False)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """One function's wishes, defaults filled in. Sizes in bytes, times in seconds.
 

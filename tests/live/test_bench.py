@@ -19,7 +19,9 @@ from instainfer import bench
 from instainfer.bench import echo, loadgen
 from instainfer.bench.http import Caller, parse, timing
 from instainfer.bench.plan import Plan
-from instainfer.bench.starts import find_examples
+from instainfer.bench.report import Report
+from instainfer.bench.server import package
+from instainfer.bench.starts import Example, find_examples, measure
 from instainfer.errors import BadInput, BadSettings, InstaInferError, Unavailable
 
 
@@ -199,6 +201,18 @@ def overhead(tmp_path: Path, sandbox: str) -> dict[str, Any]:
     assert list(tmp_path.glob("instainfer-bench-*")) == []  # nothing stays
     document: dict[str, Any] = json.loads(done.stdout)
     return document
+
+
+@pytest.mark.slow
+def test_every_start_is_the_one_that_was_arranged() -> None:
+    code = "import time\nimport sympy\ntime.sleep(0.2)\n\ndef handler(event):\n    return event\n"
+    files = {"main.py": code, "function.toml": 'requirements = ["sympy==1.14.0"]\n'}  # which a zygote would have
+    model = Example("model", package(files), b"{}", "application/json")
+    report = Report("bench starts")
+    measure(Plan(rounds=2), report, [model])
+    (row,) = report.rows
+    assert (row["errors"], row["n"]) == (0, 2)
+    assert row["load_ms"] >= 200.0 and row["e2e_cold_ms"] > row["e2e_ms"]
 
 
 @pytest.mark.slow

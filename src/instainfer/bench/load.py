@@ -26,7 +26,7 @@ from instainfer.bench.server import NAMESPACE, Bench, package, serving, spread
 from instainfer.bench.wheels import offered, requirements
 from instainfer.client import parse_timing
 from instainfer.errors import Conflict, InstaInferError, Unavailable
-from instainfer.settings import Settings
+from instainfer.settings import PLAIN
 from instainfer.units import say_ms
 
 ROUNDS = 5
@@ -39,10 +39,6 @@ PATIENCE_S = 300.0
 ZYGOTE_S = 60.0
 SHOWN_ERRORS = 20
 
-#: Settings of a function that switch the fast paths; those of them that this version has.
-SWITCHES: tuple[str, ...] = tuple(
-    key for key in ("zygote", "snapshot", "intercept", "clone") if key in Settings.__struct_fields__
-)
 PHASES = ("queue", "container", "extract", "import", "load", "device", "warmup", "inference")
 TOLD = {"miss": "a miss", "miss_zygote": "a miss with a zygote"}
 #: Figures to reach, of mode `ours`, by path and kind of model.
@@ -67,10 +63,9 @@ class Variant:
     hit: bool = True
 
 
-_OFF: dict[str, bool] = dict.fromkeys(SWITCHES, False)
 VARIANTS = (
-    Variant(suffix="plain", mode="plain", source="plain", settings=_OFF, path="miss", start="cold"),
-    Variant(suffix="mapped", mode="mapped", source="mapped", settings=_OFF, path="miss", start="cold"),
+    Variant(suffix="plain", mode="plain", source="plain", settings=PLAIN, path="miss", start="cold"),
+    Variant(suffix="mapped", mode="mapped", source="mapped", settings=PLAIN, path="miss", start="cold"),
     Variant(
         suffix="ours", mode="ours", source="plain", settings={}, path="miss_zygote", start="forked", sample=True
     ),
@@ -144,11 +139,8 @@ Found = dict[str, dict[str, Samples]]  # by model, by suffix
 
 
 def variants(model: Model) -> list[Variant]:
-    """Those that there are of this model, and in this version of the platform."""
-    found = [one for one in VARIANTS if one.mode != "mapped" or model.mapped]
-    if "zygote" not in SWITCHES:  # then there is nothing but plain starts
-        found = [one for one in found if one.mode != "ours"]
-    return found
+    """Those that there are of this model."""
+    return [one for one in VARIANTS if one.mode != "mapped" or model.mapped]
 
 
 def measure(models: Sequence[Model], rounds: int, report: Report) -> Found:
@@ -193,7 +185,7 @@ def _group(models: Sequence[Model], rounds: int, report: Report) -> Found:
                 }
                 profile = server.deploy(_name(model, variant), model.package(variant.source), settings)
                 found[model.name][variant.suffix].profile = profile
-        keeper: dict[str, Any] = {"memory": f"{max(model.memory_mb for model in models) + 200}MB", **_OFF}
+        keeper: dict[str, Any] = {"memory": f"{max(model.memory_mb for model in models) + 200}MB", **PLAIN}
         server.deploy(KEEPER, package({"main.py": "def handler(event):\n    return event\n"}), keeper)
         with _kept(server) as caller:
             for model in models:

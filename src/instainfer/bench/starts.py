@@ -21,6 +21,7 @@ from instainfer.bench.server import NAMESPACE, Bench, package, serving, spread
 from instainfer.client import parse_timing
 from instainfer.errors import BadInput, Unavailable
 from instainfer.packing import pack
+from instainfer.settings import PLAIN
 
 MODELS = ("magika", "ocr", "profanity")
 #: Its pinned container is where pre-loads go: it stays, and has room for any of the models. Every other container
@@ -86,7 +87,7 @@ def measure(plan: Plan, report: Report, examples: Sequence[Example]) -> None:
         report.machine["sandbox"] = server.sandbox
         for example in examples:
             report.step(f"deploying {example.name}: its environment is built")
-            found[example.name] = Samples(server.deploy(example.name, example.package))
+            found[example.name] = Samples(server.deploy(example.name, example.package, PLAIN))
         code = {"main.py": "def handler(event):\n    return event\n"}
         server.deploy(KEEPER, package(code), {"memory": KEEPER_MEMORY})
         server.client.pin(NAMESPACE, KEEPER)
