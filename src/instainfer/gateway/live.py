@@ -2,7 +2,7 @@
 
 Nothing of it is on a request's way. While somebody looks, the writer of records passes on what it has saved, and
 once a second that, the marks and one look at the platform's state become an event, made once for all who look at
-the same. While nobody does, there is no cost and nothing is kept.
+the same. While nobody does, there is no cost, and nothing is kept but the marks.
 
 Every event has an id. A reader that comes back with its last one gets what it missed; where that is no longer
 there (another start of the server, too long ago) the event says `anew`, and whatever it had is to be dropped.
