@@ -198,3 +198,65 @@ def test_what_clients_do_not_send(whisk: tuple[Server, str]) -> None:
             response = http.request(method, path, content=content)
             assert response.status_code == status, (method, path, content, response.text)
             assert response.json()["error"]
+
+
+def test_what_wsk_sends(whisk: tuple[Server, str]) -> None:
+    """The requests of Apache's Go client, on which `wsk` rests, with its fields and queries, and what it reads of
+    the answers (whisk/action.go, activation.go, info.go, client.go of apache/openwhisk-client-go)."""
+    server, auth = whisk
+    user, _, password = auth.partition(":")
+    agent = {"user-agent": "OpenWhisk-CLI/1.0 (2021-04-01) linux amd64"}
+    with httpx.Client(base_url=f"{server.url}/api", trust_env=False, timeout=60, headers=agent) as http:
+        about = http.get("/v1").json()  # wsk property get: without a key
+        assert about["build"] and about["buildno"]
+        assert http.get("/v1/namespaces").status_code == 401
+        http.auth = httpx.BasicAuth(user, password)
+        assert http.get("/v1/namespaces").json() == ["wonder"]
+        code = "def main(args):\n    print('to', args.get('name'))\n    return {'hi': args.get('name')}\n"
+        put = {
+            "namespace": "_",
+            "name": "cli",
+            "exec": {"kind": "python:default", "code": code, "binary": False},
+            "annotations": [
+                {"key": "web-export", "value": False},
+                {"key": "provide-api-key", "value": False},
+                {"key": "description", "value": "of the command line"},
+            ],
+            "parameters": [{"key": "name", "value": "Ada"}],
+            "limits": {"timeout": 10000, "memory": 128, "logs": 10},
+        }
+        action = "/v1/namespaces/_/actions/cli"
+        made = http.put(f"{action}?overwrite=false", json=put)
+        assert made.status_code == 200, made.text
+        again = http.put(f"{action}?overwrite=false", json=put)
+        assert (again.status_code, set(again.json())) == (409, {"error", "code"})
+        amended = {
+            "name": "cli",
+            "annotations": [{"key": "web-export", "value": True}],
+            "delAnnotations": ["description", "never-there"],
+        }
+        updated = http.put(f"{action}?overwrite=true", json=amended).json()
+        assert updated["version"] == "0.0.2"
+        kept = {one["key"]: one["value"] for one in updated["annotations"]}
+        assert kept == {"web-export": True, "provide-api-key": False, "exec": "python:default"}
+        for wrong in ("description", [1]):
+            refused = http.put(f"{action}?overwrite=true", json={"delAnnotations": wrong})
+            assert refused.status_code == 400, refused.text
+        assert http.get(f"{action}?code=false").json()["exec"].get("code") is None
+        assert http.get(f"{action}?code=true").json()["exec"]["code"] == code
+        assert http.post(f"{action}?blocking=true&result=true", json={"name": "Bob"}).json() == {"hi": "Bob"}
+        whole = http.post(f"{action}?blocking=true&result=false", json={}).json()
+        assert whole["response"]["success"] is True
+        begun = http.post(f"{action}?blocking=false&result=false", json={})
+        assert begun.status_code == 202
+        for kind in ("actions", "packages", "triggers", "rules"):  # wsk list
+            listed = http.get(f"/v1/namespaces/_/{kind}?limit=0&skip=0")
+            assert (listed.status_code, type(listed.json())) == (200, list)
+        # wsk activation poll
+        found = http.get(f"/v1/namespaces/_/activations?docs=true&limit=0&since={whole['start']}&skip=0").json()
+        mine = next(one for one in found if one["activationId"] == whole["activationId"])
+        assert mine["logs"][0].endswith("Z stdout: to Ada")
+        assert {"start", "end", "duration", "version", "annotations"} <= mine.keys()
+        (last,) = http.get("/v1/namespaces/_/activations?limit=1&skip=0").json()  # wsk activation get --last
+        assert last["statusCode"] == 0
+        assert http.delete(action).json()["name"] == "cli"

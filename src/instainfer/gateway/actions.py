@@ -45,8 +45,7 @@ def package(
         files = _files(old)
     else:
         raise BadInput("the action has no code", hint="send exec with kind and code")
-    if "annotations" in wanted:
-        notes["annotations"] = _pairs(wanted["annotations"], "annotations")
+    notes["annotations"] = _annotations(wanted, notes.get("annotations", []))
     settings: dict[str, Any] = {}
     if "exec" in notes:
         main = notes["exec"]["main"]
@@ -152,6 +151,16 @@ def _pairs(given: Any, what: str) -> list[dict[str, Any]]:
     ):
         raise BadInput(f"{what} is not a list of keys and values", hint='send [{"key": "…", "value": …}]')
     return given
+
+
+def _annotations(wanted: dict[str, Any], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As OpenWhisk amends them: those it had, without the deleted, under those that are given. Raises BadInput."""
+    deleted = wanted.get("delAnnotations") or []
+    if not isinstance(deleted, list) or not all(isinstance(key, str) for key in deleted):
+        raise BadInput("delAnnotations is not a list of keys", hint='send ["description"]')
+    given = _pairs(wanted.get("annotations") or [], "annotations")
+    gone = {*deleted, *(pair["key"] for pair in given)}
+    return [pair for pair in before if pair["key"] not in gone] + given
 
 
 def _limits(given: Any, before: FunctionSpec | None) -> dict[str, Any]:

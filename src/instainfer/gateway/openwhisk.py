@@ -42,6 +42,7 @@ from instainfer.store.base import Answered, Store
 from instainfer.store.writer import BatchWriter
 
 PREFIX = "/api/"
+ABOUT = "/api/v1"  # says what this is; `wsk property get` asks for it without a key
 LONGEST_WAIT_S = 60.0
 PAGE, LONGEST_PAGE = 30, 200
 LARGEST_CODE = 96_000_000  # of a request that makes an action: 64 MB of a zip, in base64 and a little more
@@ -86,7 +87,7 @@ class OpenWhisk:
     def application(self) -> Starlette:
         of = "/api/v1/namespaces/{namespace}"
         served: list[tuple[str, str, Handler]] = [
-            ("GET", "/api/v1", self._about),
+            ("GET", ABOUT, self._about),
             ("GET", "/api/v1/namespaces", self._namespaces),
             ("GET", of, self._namespace),
             ("GET", f"{of}/actions", self._list),
@@ -117,6 +118,7 @@ class OpenWhisk:
                 "api_version": "1.0.0",
                 "api_version_path": "v1",
                 "build": __version__,
+                "buildno": __version__,
                 "runtimes": {"python": runtimes},
                 "limits": {"max_action_logs": 10_485_760},
             }
@@ -249,8 +251,8 @@ class OpenWhisk:
             request.query_params.get("name"),
             limit=100_000 if count else limit,
             skip=skip,
-            since=None if since is None else since / 1e3,
-            upto=None if upto is None else upto / 1e3,
+            since=None if since is None else (since - 0.5) / 1e3,  # records say when in whole milliseconds
+            upto=None if upto is None else (upto + 0.5) / 1e3,
         )
         if count:
             return JSONResponse({"activations": len(found)})

@@ -392,8 +392,8 @@ class Face(NamedTuple):
 
 def _router(faces: Sequence[Face], access: Access | None) -> App:
     """To the first face whose prefix fits. With `access` a key is asked for, where there are any, by all that ask
-    but the paths of health; `principal` of the scope is whose it is."""
-    open_paths = {"/livez", "/readyz", "/healthz"}
+    but the paths of health and what OpenWhisk's API says of itself; `principal` of the scope is whose it is."""
+    open_paths = {"/livez", "/readyz", "/healthz", openwhisk.ABOUT}
 
     async def route(scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path", "")
