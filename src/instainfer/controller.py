@@ -158,10 +158,12 @@ class Controller:
         self.feed(ev.NodeClosed(node=node, drain=True))
 
     def open_node(self, node: str) -> None:
-        """Take `drain_node` back. Raises NotFound."""
-        self._known(node)
+        """Take `drain_node` back, also for a node that is away. Raises NotFound."""
+        if node not in self.draining:
+            self._known(node)
         self.draining.discard(node)
-        self.feed(ev.NodeOpened(node=node))
+        if node in self.nodes:
+            self.feed(ev.NodeOpened(node=node))
 
     def _known(self, node: str) -> None:
         if node not in self.nodes:

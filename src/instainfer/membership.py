@@ -13,7 +13,7 @@ from typing import Any
 
 from instainfer.cluster.base import ClusterBackend, Joined, Lost, Suspect
 from instainfer.controller import Controller
-from instainfer.errors import InstaInferError, NotFound
+from instainfer.errors import InstaInferError
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +104,14 @@ class Membership:
     # ---- what people see and do
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Everybody that is a member or was joined."""
+        """Everybody that is a member, was joined, or is drained."""
         state, joined, members = self._controller.platform.state, self._controller.nodes, self._backend.members()
         shown = []
-        for node in sorted({*members, *joined}):
+        for node in sorted({*members, *joined, *self._controller.draining}):
             about = joined.get(node)
             there = [container for container in state.containers.values() if container.node == node]
             if about is None:
-                said = "joining"
+                said = "joining" if node in members else "drained"
             elif node in self._controller.draining:
                 said = "draining" if there else "drained"
             else:
@@ -131,12 +131,11 @@ class Membership:
         return shown
 
     def drain(self, node: str, *, undo: bool = False) -> dict[str, Any]:
-        """Raises NotFound."""
+        """How it is now. Raises NotFound."""
+        before = {one["node"]: one for one in self.nodes()}
         if undo:
             self._controller.open_node(node)
         else:
             self._controller.drain_node(node)
-        for one in self.nodes():
-            if one["node"] == node:
-                return one
-        raise NotFound(f"there is no node {node}")
+        after = {one["node"]: one for one in self.nodes()}
+        return after.get(node) or {**before[node], "state": "gone"}

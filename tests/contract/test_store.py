@@ -194,6 +194,15 @@ def test_pins(store: Store) -> None:
     assert store.pins() == [("ns", "f")]
 
 
+def test_drained_nodes(store: Store) -> None:
+    for node in ("b", "a", "b"):
+        store.set_drained(node, True)
+    assert store.drained() == ["a", "b"]
+    store.set_drained("b", False)
+    store.set_drained("c", False)
+    assert store.drained() == ["a"]
+
+
 # ---- activations
 
 

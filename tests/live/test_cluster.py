@@ -253,6 +253,22 @@ def test_a_drained_node_finishes_and_nothing_fails(agents: Agents) -> None:
         assert not load.failed
 
 
+def test_a_drain_outlives_the_server(agents: Agents) -> None:
+    with served(agents) as server:
+        server.client.drain("b")
+        server.kill()
+        server.start()
+        assert {name: one["state"] for name, one in nodes(server).items()} == {
+            "a": "joined",
+            "b": "drained",
+            "c": "joined",
+        }
+        assert server.client.drain("b", undo=True)["state"] == "joined"
+        server.kill()
+        server.start()
+        assert nodes(server)["b"]["state"] == "joined"
+
+
 def test_a_link_that_is_cut_and_heals(agents: Agents) -> None:
     """What is loaded behind it is still there; what ran is not."""
     loop = asyncio.new_event_loop()

@@ -248,6 +248,24 @@ def test_a_drained_node_gets_nothing_even_when_it_is_lost_and_back(tmp_path: Pat
     play(tmp_path, scenario, a)
 
 
+def test_a_drain_is_taken_back_while_the_node_is_away(tmp_path: Path) -> None:
+    a, again = Node("a"), Node("a")
+
+    async def scenario(w: World) -> None:
+        w.controller.drain_node("a")
+        a.report(events.NodeLost(node="a"))
+        w.controller.open_node("a")
+        with pytest.raises(NotFound):
+            w.controller.open_node("a")
+        await w.controller.join(again)
+        ticket = w.ask()
+        await w.until(lambda: again.invokes)
+        again.answer()
+        assert await w.done.get() is ticket
+
+    play(tmp_path, scenario, a)
+
+
 def test_a_node_that_leaves_is_closed(tmp_path: Path) -> None:
     a = Node("a")
 

@@ -243,6 +243,8 @@ async def _compose(
     for namespace, quota in store.quotas().items():
         controller.feed(ev.NamespaceLimited(namespace=namespace, memory=quota.memory))
     await _republish(store, deployer, controller)
+    if not alone:
+        controller.draining |= set(await asyncio.to_thread(store.drained))
     membership = Membership(controller, backend)
     stack.push_async_callback(membership.aclose)
     await membership.start()  # now that it is known what may go on of what the nodes have

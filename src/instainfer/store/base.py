@@ -1,5 +1,5 @@
 """What is remembered across restarts: namespaces, their keys and quotas, functions, versions, profiles,
-activations, logs, pins.
+activations, logs, pins, drained nodes.
 
 Calls block (a shell makes them through `asyncio.to_thread`) and may come from several threads at once. Ids
 and wall times come from the caller. Errors: NotFound for what is not there, Unavailable when the database
@@ -96,6 +96,12 @@ class Store(Protocol):
 
     def pins(self) -> list[tuple[str, str]]:
         """(namespace, name), sorted."""
+        ...
+
+    def set_drained(self, node: str, drained: bool) -> None: ...
+
+    def drained(self) -> list[str]:
+        """Nodes that take nothing new until somebody says so, sorted."""
         ...
 
     def add_records(

@@ -376,6 +376,17 @@ class SqlStore:
             )
             return [(row.namespace, row.name) for row in rows]
 
+    def set_drained(self, node: str, drained: bool) -> None:
+        with self._write() as db:
+            if drained:
+                db.execute(self._insert(tables.drained).values(node=node).on_conflict_do_nothing())
+            else:
+                db.execute(sa.delete(tables.drained).where(tables.drained.c.node == node))
+
+    def drained(self) -> list[str]:
+        with self._read() as db:
+            return list(db.scalars(sa.select(tables.drained.c.node).order_by(tables.drained.c.node)))
+
     # ---- activations and logs
 
     def add_records(

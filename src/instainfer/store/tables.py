@@ -88,6 +88,7 @@ pins = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.ForeignKeyConstraint(("namespace", "name"), _of_function),
 )
+drained = sa.Table("drained", every, sa.Column("node", sa.Text, primary_key=True))
 _KINDS: dict[type, type[sa.types.TypeEngine[Any]]] = {
     str: sa.Text,
     int: sa.BigInteger,
