@@ -153,6 +153,42 @@ def test_only_what_comes_from_outside_is_followed() -> None:
     assert (shadow.row()["invocations"], shadow.row()["rejected"]) == (1, 1)
 
 
+def test_a_lost_node_takes_with_it_what_a_shadow_has_there() -> None:
+    shadow = Follower(start("hazard"))
+    for node in ("a", "b"):
+        shadow.follow(0.0, ev.NodeJoined(node=node, memory=1000 * MB))
+    names = [f"t/f{n}" for n in range(4)]
+    for name in names:
+        shadow.follow(0.0, ev.FunctionDeployed(function=function(name, load_s=0.5)))
+    for number, name in enumerate(names, 1):
+        shadow.follow(float(number), ev.RequestArrived(request=number, function=name))
+    shadow.follow(20.0, ev.RequestArrived(request=5, function=names[0]))  # runs while its node goes
+    state = shadow.engine.platform.state
+    (request,) = state.requests.values()
+    assert request.instance is not None
+    node = request.instance.container.node
+    (other,) = {"a", "b"} - {node}
+    shadow.follow(20.001, ev.NodeLost(node=node, unread=(1, 5)))
+    assert {container.node for container in state.containers.values()} <= {other}
+    assert {one.site.node.name for one in shadow.world._containers.values()} <= {other}
+    held = shadow.row()["memory_gb_s"]
+    shadow.follow(30.0, ev.NodeClosed(node=other))
+    shadow.follow(30.0, ev.RequestArrived(request=6, function=names[0]))
+    shadow.advance(40.0)
+    assert 6 in shadow.world.arrived  # it waits
+    shadow.follow(40.0, ev.NodeOpened(node=other))
+    shadow.advance(60.0)
+    assert not shadow.world.arrived
+    row = shadow.row()
+    assert (row["invocations"], row["rejected"]) == (6, 0)
+    assert row["memory_gb_s"] > held
+    for node in (other, "nobody"):
+        shadow.follow(61.0, ev.NodeLost(node=node))
+    held = shadow.row()["memory_gb_s"]
+    shadow.advance(1000.0)
+    assert shadow.row()["memory_gb_s"] == held  # of what is gone nothing is counted
+
+
 def test_hints_and_pins_reach_a_shadow() -> None:
     shadow = Follower(start("hazard"), [Node(name="n0", memory=1000 * MB)])
     shadow.follow(0.0, ev.FunctionDeployed(function=function()))
@@ -178,7 +214,6 @@ def test_every_event_is_followed_or_a_consequence() -> None:
     consequences = {
         *(ev.InvocationFinished, ev.ContainerReady, ev.ContainerLost, ev.InstanceReady, ev.InstanceFailed),
         *(ev.InstanceLost, ev.ZygoteReady, ev.ZygoteLost, ev.ZygoteSampled, ev.MemorySampled, ev.TimerFired),
-        *(ev.NodeLost, ev.NodeClosed, ev.NodeOpened),  # of a server's own node there are none
     }
     assert not FOLLOWED & consequences
     assert FOLLOWED | consequences == set(AnyEvent.__args__)

@@ -92,6 +92,8 @@ class Follower:
                     zygote_memory=event.zygote_memory,
                 )
             )
+        elif isinstance(event, ev.NodeLost):
+            self.world.leave(event.node)
         elif isinstance(event, ev.FunctionDeployed):
             self.world.deploy(event.function)
         elif not isinstance(event, ev.RequestCancelled) or event.code == "cancelled":
@@ -187,4 +189,4 @@ class _Outside(Containers):
 
     def _reject(self, action: act.Reject, now: float) -> None:
         super()._reject(action, now)
-        del self.arrived[action.request]
+        self.arrived.pop(action.request, None)

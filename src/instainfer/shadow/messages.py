@@ -19,6 +19,9 @@ LENGTH = 4
 FOLLOWED: frozenset[type[ev.Event]] = frozenset(
     {
         ev.NodeJoined,
+        ev.NodeLost,
+        ev.NodeClosed,
+        ev.NodeOpened,
         ev.FunctionDeployed,
         ev.FunctionDeleted,
         ev.RequestArrived,

@@ -188,6 +188,23 @@ class Containers:
             )
         )
 
+    def leave(self, node: str) -> None:
+        """It is lost, and all that is on it. What ran there was counted when it began, and stays so."""
+        site = self._sites.pop(node, None)
+        if site is None:
+            return
+        now = self.engine.now
+        for zygote in [name for name, one in self._zygotes.items() if one.site is site]:
+            gone = self._zygotes.pop(zygote)
+            site.loads.suspend(gone.job)
+            self._shared.held_by_zygote(gone.size, gone.since, now)
+        for container in [one for one in self._containers.values() if one.site is site]:
+            del self._containers[container.id]
+            for instance in container.instances.values():
+                self._gone(instance, now)
+            self._held(container, now)
+        self.engine.feed(ev.NodeLost(node=node, reason="it is gone"))
+
     def deploy(self, function: Function) -> None:
         """One more function, or another revision of one, now."""
         at = self._index.setdefault(function.name, len(self._functions))
@@ -479,6 +496,8 @@ class Containers:
             container.left.clear()
 
     def _reject(self, action: act.Reject, now: float) -> None:
+        if action.instance:
+            return  # it ran, on a node that was lost: it was counted when it began
         self.settled += 1
         request = action.request
         tally = self._tally_of[self._which[request]] if self._which else self._shared
