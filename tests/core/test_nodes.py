@@ -6,6 +6,7 @@ import pytest
 
 from instainfer.core import actions as act
 from instainfer.core import events as ev
+from instainfer.core.state import ABSENT_S
 from instainfer.model import Level
 from instainfer.policies.routing import Room, choose, draw
 from tests.core.world import MB, World, function, platform
@@ -140,6 +141,67 @@ def test_requests_of_a_dead_container_that_were_not_read_are_sent_again() -> Non
     w.fed(ev.ContainerLost(container=container.id, reason="its manager died", unread=(request,)))
     w.settle()
     assert w.ended[request] == "ok"
+
+
+# ---- a node that is the only one large enough
+
+
+def large(memory: int = 3000 * MB) -> World:
+    """`ns/f` fits on `big` alone, `ns/g` anywhere."""
+    w = world("ns/g", nodes=("m",), memory=1024 * MB)
+    w.fed(ev.NodeJoined(node="big", memory=4096 * MB))
+    w.fed(ev.FunctionDeployed(function=function(memory=memory)))
+    return w
+
+
+def test_who_fits_on_a_lost_node_alone_waits_for_it_in_nobodys_way() -> None:
+    w = large()
+    w.serve()
+    w.fed(ev.NodeLost(node="big"))
+    waits = w.arrive()
+    assert waits not in w.ended
+    for _ in range(3):  # the functions of smaller containers are served, whoever waited first
+        w.serve("ns/g")
+    w.fed(ev.NodeJoined(node="big", memory=4096 * MB))
+    w.settle()
+    assert w.ended[waits] == "ok"
+
+
+def test_who_waits_too_long_for_a_lost_node_is_told_which() -> None:
+    w = large()
+    w.fed(ev.NodeLost(node="big"))
+    request = w.arrive()
+    actions = w.fed(ev.RequestCancelled(request=request, reason="it waited 60 s", code="overloaded"), after=60.0)
+    (reject,) = [action for action in actions if isinstance(action, act.Reject)]
+    assert reject.code == "unavailable"
+    assert "big was lost" in reject.reason and "3000 MB" in reject.reason
+    w.serve("ns/g")
+
+
+def test_a_node_that_stays_away_is_not_waited_for() -> None:
+    w = large()
+    w.fed(ev.NodeLost(node="big"))
+    w.now += ABSENT_S
+    assert w.ended[w.arrive()] == "overloaded"
+    w.fed(ev.NodeJoined(node="big", memory=2048 * MB))
+    assert w.ended[w.arrive()] == "overloaded"
+
+
+@pytest.mark.parametrize("keep_alive", ["pressure", "openwhisk"])
+def test_who_waits_for_a_node_that_is_out_of_reach_is_in_nobodys_way(keep_alive: str) -> None:
+    w = World(platform(keep_alive=keep_alive), memory=600 * MB)
+    w.fed(ev.NodeJoined(node="big", memory=4096 * MB))
+    w.fed(ev.FunctionDeployed(function=function(memory=3000 * MB)))
+    for name in ("ns/g", "ns/h"):
+        w.fed(ev.FunctionDeployed(function=function(name)))
+    w.fed(ev.NodeClosed(node="big"))
+    waits = w.arrive()
+    for name in ("ns/g", "ns/h", "ns/g"):  # each takes the other's place
+        assert w.ended[w.serve(name)] == "ok"
+    assert waits not in w.ended
+    w.fed(ev.NodeOpened(node="big"))
+    w.settle()
+    assert w.ended[waits] == "ok"
 
 
 # ---- a node that takes nothing new

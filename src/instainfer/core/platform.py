@@ -74,7 +74,13 @@ def request_cancelled(state: State, event: ev.RequestCancelled) -> None:
         for instance in function.instances.values():
             if instance.container.clearing is instance and not function.queue:
                 instance.container.clearing = None
-    dispatch.reject(state, request, event.code, event.reason)
+    code, reason = event.code, event.reason
+    if code == "overloaded" and state.homeless(function):
+        code = "unavailable"
+        reason = f"{reason}: no node that is there has the {function.spec.memory >> 20} MB that it declares"
+        if node := state.returning(function.spec.memory):
+            reason += f", and {node} was lost"
+    dispatch.reject(state, request, code, reason)
     if not function.queue:
         state.starved.pop(function.spec.name, None)
 
@@ -318,6 +324,7 @@ def _blend(old: float, new: float) -> float:
 
 def node_joined(state: State, event: ev.NodeJoined) -> None:
     state.ledger.join(event.node, event.memory)
+    state.absent.pop(event.node, None)
     state.guests[event.node] = event.guests
     state.load_slots[event.node] = event.load_slots
     state.zygote_memory[event.node] = event.zygote_memory
@@ -332,6 +339,8 @@ def node_joined(state: State, event: ev.NodeJoined) -> None:
 def node_lost(state: State, event: ev.NodeLost) -> None:
     """What waited for it starts elsewhere; what ran there is told, but for what never reached it."""
     node = event.node
+    if node in state.ledger.nodes:
+        state.absent[node] = state.ledger.memory(node), state.now
     state.ledger.leave(node)  # first: what still waits is to start elsewhere
     zygotes.node_lost(state, node)
     there = [container for container in state.containers.values() if container.node == node]

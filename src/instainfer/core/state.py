@@ -31,6 +31,7 @@ from instainfer.policies.predict.forecast import Forecast
 
 TICK_S = 0.05  # placement passes are at least this far apart: a burst of events makes one pass
 BACKOFF_S = 30.0  # what failed is left alone for so long: doubles each time, up to an hour
+ABSENT_S = 600.0  # a node that was lost is expected back for so long
 PATIENCE_S = 30.0  # pre-loads wait this long for a zygote of their libraries that is being started
 
 
@@ -258,6 +259,7 @@ class State:
         self.era = era
         self.ledger = Ledger()
         self.closed: set[str] = set()  # nodes that take nothing new
+        self.absent: dict[str, tuple[int, float]] = {}  # nodes that were lost: their bytes, and when
         self.guests: dict[str, bool] = {}
         self.load_slots: dict[str, int] = {}
         self.allowances: dict[str, int] = {}  # by namespace: bytes of its containers' limits; not there: no limit
@@ -285,6 +287,19 @@ class State:
     def open_nodes(self) -> list[str]:
         nodes = self.ledger.nodes
         return [node for node in nodes if node not in self.closed] if self.closed else nodes
+
+    def homeless(self, function: FunctionState) -> bool:
+        """Is there no node that could hold its container if all else there went? It waits for one, in nobody's
+        way."""
+        return all(self.ledger.memory(node) < function.spec.memory for node in self.open_nodes)
+
+    def returning(self, size: int) -> str:
+        """A node that was lost lately and had so many bytes, which none that is there has; "" if there is none."""
+        since = self.now - ABSENT_S
+        for node, (memory, lost_at) in sorted(self.absent.items()):
+            if memory >= size and lost_at > since:
+                return node
+        return ""
 
     def ask_for_pass(self, at: float | None = None) -> None:
         """A placement pass soon (or at `at`); passes asked for meanwhile are one."""

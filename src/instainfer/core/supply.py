@@ -6,6 +6,8 @@ A request waits where it is expected to finish first: for an instance that runs,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec.structs import replace
 
 from instainfer.core import containers, dispatch, zygotes
@@ -78,13 +80,18 @@ def stuck(state: State, instance: Instance) -> bool:
 
 def start(state: State, function: FunctionState) -> None:
     """One more instance, or memory for one: until it is there the function waits in `starved`."""
-    if state.keep_alive.conduct.in_line and next(iter(state.starved.values()), function) is not function:
+    if state.keep_alive.conduct.in_line and next(_in_line(state), function) is not function:
         state.starved.setdefault(function.spec.name, function)  # not its turn
     elif begin(state, function):
         state.starved.pop(function.spec.name, None)
     else:
         state.starved.setdefault(function.spec.name, function)
-        make_room(state, function)
+        if not state.homeless(function):
+            make_room(state, function)
+
+
+def _in_line(state: State) -> Iterator[FunctionState]:
+    return (waiting for waiting in state.starved.values() if not state.homeless(waiting))
 
 
 def begin(state: State, function: FunctionState) -> bool:
@@ -103,6 +110,8 @@ def begin(state: State, function: FunctionState) -> bool:
     need, largest = function.spec.memory, state.ledger.largest
     if not largest:
         return False  # no node is there yet, or any more
+    if need > largest and state.returning(need):
+        return False  # its node is gone, but not for long: whoever waits does so as for any other
     if need > largest:
         reason = f"it declares {need >> 20} MB and no node has more than {largest >> 20} MB for containers"
         dispatch.reject_queue(state, function, "overloaded", reason)
@@ -353,7 +362,7 @@ def rest(state: State, container: Container) -> None:
 def feed_starved(state: State) -> None:
     """Memory may have come free: for the namespace that has least of it, and of one namespace for the function
     that waited longest, so that nobody is kept out by how much somebody else asks for. Who waits for its own
-    namespace's memory is in nobody's way."""
+    namespace's memory, or for a node that is large enough, is in nobody's way."""
     waiting = list(state.starved.items())
     if not state.keep_alive.conduct.in_line and len(waiting) > 1:
         held: dict[str, int] = {}
@@ -362,5 +371,5 @@ def feed_starved(state: State) -> None:
         waiting.sort(key=lambda item: held.get(item[1].spec.tenant, 0))
     for name, function in waiting:
         ensure(state, function)
-        if name in state.starved and not over_allowance(state, function):
+        if name in state.starved and not over_allowance(state, function) and not state.homeless(function):
             return

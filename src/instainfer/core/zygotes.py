@@ -66,7 +66,7 @@ def place(state: State) -> None:
     """Start what the policy wants, as far as memory is there; end what gives way. Not while a request waits for
     memory: all of it is for those."""
     lacking = [libraries for libraries in state.libraries.values() if _lacks(state, libraries)]
-    if not lacking or state.starved:
+    if not lacking or not all(state.homeless(waiting) for waiting in state.starved.values()):
         return
     shelves = [_shelf(state, node) for node in state.open_nodes if state.zygote_memory.get(node)]
     if not any(shelf.slots for shelf in shelves):
