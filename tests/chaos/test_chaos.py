@@ -7,6 +7,7 @@ default). Both are printed: `CHAOS_SEED=… CHAOS_SECONDS=300 pytest -s tests/ch
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -317,9 +318,26 @@ def tracebacks(errors: str) -> list[str]:
     return ["\n".join(lines[max(0, n - 1) : n + 40]) for n, line in enumerate(lines) if "Traceback" in line]
 
 
+@contextlib.contextmanager
+def telling(log: Path) -> Iterator[None]:
+    """Where the test fails, whatever of, what the server said: where all of it is, and its tracebacks."""
+    try:
+        yield
+    except BaseException:
+        told = tracebacks(log.read_text()) if log.exists() else []
+        print(f"the server's log: {log}, with {len(told)} tracebacks", *told, sep="\n---\n")
+        raise
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 240)
 def test_chaos(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"  # not on the small disk, which is full at times and goes with the test
+    with telling(log):
+        chaos(tmp_path, log)
+
+
+def chaos(tmp_path: Path, log: Path) -> None:
     print(f"\nCHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS:g} ({SANDBOX} sandbox)")
     rng = random.Random(SEED)
     hits: Counter[str] = Counter()
@@ -332,7 +350,9 @@ def test_chaos(tmp_path: Path) -> None:
     with (
         running() as database,
         small_disk(tmp_path / "disk", "192m") as disk,
-        Server(disk, "--memory", "240MB", variables={**limits, "INSTAINFER_STORE__URL": database.url}) as server,
+        Server(
+            disk, "--memory", "240MB", variables={**limits, "INSTAINFER_STORE__URL": database.url}, log=log
+        ) as server,
     ):
         for name, source in FUNCTIONS.items():
             server.deploy("chaos", name, source, memory=MEMORY[name], timeout=f"{TIMEOUT_S:g}s")

@@ -85,8 +85,12 @@ def refused(directory: Path, *flags: str, **variables: str) -> str:
 class Server:
     """One `instainfer serve` on a port of the kernel's choice; may be started again on the same directory."""
 
-    def __init__(self, directory: Path, *flags: str, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, *flags: str, variables: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> None:
+        """`log`: where what it says on stderr goes; in its directory unless told."""
         self.directory = directory
+        self._log = log or directory / "stderr"
         self.data = directory / "data"
         self.url = ""
         self._flags = flags
@@ -105,7 +109,7 @@ class Server:
     # ---- life ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        with (self.directory / "stderr").open("a") as errors:
+        with self._log.open("a") as errors:
             self._process = subprocess.Popen(
                 command(self.directory, "--port", "0", *self._flags),
                 cwd=self.directory,
@@ -133,7 +137,7 @@ class Server:
 
     def errors(self) -> str:
         """Everything it said on stderr, of all its starts."""
-        return (self.directory / "stderr").read_text()
+        return self._log.read_text()
 
     def term(self) -> int:
         """Ask it to stop; its exit status."""
