@@ -90,6 +90,7 @@ def finished(state: State, request: Request, inference_s: float) -> None:
         return
     container, function = instance.container, instance.function
     instance.served += 1
+    function.squeezed = 0
     function.service_s += EWMA * (inference_s - function.service_s)
     container.last_used = state.now
     container.uses += 1

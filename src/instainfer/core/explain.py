@@ -220,7 +220,11 @@ def _advice(
     if gone:
         said.append(f"it had been in memory until {gone[-1].ago_s:.1f} s before: {gone[-1].why.rule}")
     if known is not None and known.blocked_until > platform.state.now:
-        said.append("pre-loading it failed lately, so it is left alone for a while: see its logs")
+        said.append(
+            "pre-loading it failed lately, so it is left alone for a while: see its logs"
+            if not known.squeezed
+            else "pre-loaded it had to go again: it held more than was expected, and is left alone for a while"
+        )
     elif not any(d.what.startswith("pre-load") for d in decisions):
         said.append(
             "it was not pre-loaded: no idle warm container of its namespace had room and a turn for it in time;"

@@ -10,10 +10,8 @@ from __future__ import annotations
 from instainfer.core import containers, zygotes
 from instainfer.core.actions import Answer, Why
 from instainfer.core.prices import price
-from instainfer.core.state import Container, FunctionState, Instance, State
+from instainfer.core.state import PRESSURE, Container, FunctionState, Instance, Promise, State, backoff_s
 from instainfer.model import Level, Origin
-
-PRESSURE = 0.95  # of a container's limit: beyond it guests go, lowest value first, before the kernel chooses
 
 
 def place(state: State) -> None:
@@ -22,6 +20,8 @@ def place(state: State) -> None:
     zygotes.place(state)
     if not state.policy.plans:
         return
+    if state.promised:
+        keep_promises(state)
     plan = state.policy.plan(state.snapshot(), state.forecast, state.now)
     for off in plan.offloads:
         instance = state.instances.get(off.instance)
@@ -46,23 +46,40 @@ def place(state: State) -> None:
             if guest is not None and guest.evictable and guest.container is container:
                 containers.offload(state, guest, Why(rule=f"displaced by {pre.function}: {pre.rule}"))
         # What was displaced holds its bytes until it is gone: the next pass (asked for by its end) loads.
-        preload(state, function, container, pre.level, why)
+        if not preload(state, function, container, pre.level, why) and pre.displaced:
+            state.promised[container.id] = Promise(pre.function, pre.level, why)
     if plan.wake_at is not None:
         state.ask_for_pass(plan.wake_at)
 
 
+def keep_promises(state: State) -> None:
+    """Load what others were displaced for, where they are gone; forget it where something came between."""
+    for name, promise in list(state.promised.items()):
+        container, function = state.containers.get(name), state.functions.get(promise.function)
+        if container is not None and any(one.state == "ending" for one in container.instances.values()):
+            continue
+        if container is None or function is None or not container.open or function.deleted:
+            del state.promised[name]
+        elif state.loads_running(container.node) < state.load_slots.get(container.node, 0):
+            del state.promised[name]
+            free = function.blocked_until <= state.now and not function.parked and not function.creating
+            if free and function.best_level() < promise.level:
+                preload(state, function, container, promise.level, promise.why)
+
+
 def preload(state: State, function: FunctionState, container: Container, level: Level, why: Why) -> bool:
     """Load or raise ahead in this open container, if its bytes fit now."""
+    room = container.room(function)
     if not set(function.spec.mounts) <= set(container.mounts):
         return False
     there = container.of(function)
     if there is None:
-        if function.next_price(container.node).bytes(level) > container.free:
+        if function.next_price(container.node).bytes(level) > room:
             return False
         containers.load(state, function, container, level, ahead=True, why=why)
         return True
     needed = price(function.costs, there.origin).bytes(level) - there.bytes
-    if needed > container.free or there.level >= level or there.state != "imported":
+    if needed > room or there.level >= level or there.state != "imported":
         return False
     containers.lift(state, there, ahead=True, why=why)
     return True
@@ -84,13 +101,13 @@ def by_hand(state: State, token: int, name: str) -> None:
         for c in state.containers.values()
         if c.open and c.namespace == function.spec.zone and (state.guests[c.node] or c.owner == name)
     ]
-    for container in sorted(rooms, key=lambda c: (-c.free, c.id)):
+    for container in sorted(rooms, key=lambda c: (-c.room(function), c.id)):
         if preload(state, function, container, Level.LOADED, why):
             message = f"pre-loading {name} into the idle memory of {container.id} (owner {container.owner})"
             state.out.append(Answer(token=token, ok=True, message=message))
             return
     needed = function.price_on(rooms[0].node if rooms else None).loaded_bytes >> 20
-    most = max((c.free for c in rooms), default=0) >> 20
+    most = max((c.room(function) for c in rooms), default=0) >> 20
     message = (
         f"no warm container of namespace {function.spec.zone} has {needed} MB idle (the most is {most} MB);"
         " pre-loading never creates a container: `instainfer pin` does"
@@ -157,5 +174,17 @@ def relieve(state: State, container: Container) -> None:
         if guest.evictable and guest.function.spec.name != container.owner:
             containers.offload(state, guest, Why(rule="the container nears its limit", weight=excess))
             excess -= guest.bytes
+            _squeezed(state, guest)
         if excess <= 0:
             break
+
+
+def _squeezed(state: State, guest: Instance) -> None:
+    """It had to go. The first time its function may be placed anew, as its size is known better now; if what is
+    loaded ahead goes again and again before it serves, what is known of it is wrong, and it is left alone."""
+    function = guest.function
+    if guest.served or guest.stale or function.pinned:
+        return
+    function.squeezed += 1
+    if function.squeezed > 1:
+        function.blocked_until = max(function.blocked_until, state.now + backoff_s(function.squeezed - 1))

@@ -4,10 +4,11 @@ Libraries and their zygotes are in libraries.py."""
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 import msgspec
 
-from instainfer.core.actions import AnyAction, SetTimer
+from instainfer.core.actions import AnyAction, SetTimer, Why
 from instainfer.core.ledger import Ledger
 from instainfer.core.libraries import Libraries, Zygote
 from instainfer.core.lifecycle import Lifecycle
@@ -32,6 +33,7 @@ from instainfer.policies.predict.forecast import Forecast
 TICK_S = 0.05  # placement passes are at least this far apart: a burst of events makes one pass
 BACKOFF_S = 30.0  # what failed is left alone for so long: doubles each time, up to an hour
 ABSENT_S = 600.0  # a node that was lost is expected back for so long
+PRESSURE = 0.95  # of a container's limit: beyond it guests go, lowest value first, before the kernel chooses
 PATIENCE_S = 30.0  # pre-loads wait this long for a zygote of their libraries that is being started
 
 
@@ -133,6 +135,11 @@ class Container(Lifecycle):
     def free(self) -> int:
         return self.limit - self.used
 
+    def room(self, function: FunctionState) -> int:
+        """Bytes that an instance of it may take ahead of requests: a guest that filled the container to its limit
+        would have to go again at the first look at what it holds."""
+        return (self.limit if self.owner == function.spec.name else int(PRESSURE * self.limit)) - self.used
+
     @property
     def idle(self) -> bool:
         return self.state == "ready" and self.active is None and self.suspended is None
@@ -165,7 +172,7 @@ class Container(Lifecycle):
 class FunctionState:
     __slots__ = (
         "blocked_until", "clones", "creating", "deleted", "failures", "instances", "latest", "libraries", "parked",
-        "pinned", "queue", "service_s", "spawned_beside", "spec", "timer",
+        "pinned", "queue", "service_s", "spawned_beside", "spec", "squeezed", "timer",
     )  # fmt: skip
 
     def __init__(self, spec: Function) -> None:
@@ -178,6 +185,7 @@ class FunctionState:
         self.pinned = False
         self.parked = False  # off-loaded by hand: not pre-loaded again before somebody asks for it
         self.failures = 0
+        self.squeezed = 0  # instances in a row that had to go before they served, since they held too much
         self.blocked_until = 0.0
         self.deleted = False
         self.timer: float | None = None
@@ -233,6 +241,15 @@ class FunctionState:
         return best
 
 
+class Promise(NamedTuple):
+    """A pre-load for which others had to go: it follows as soon as they are gone. Were it weighed anew then, with
+    the room empty, something smaller might come before it, and be displaced by it again."""
+
+    function: str
+    level: Level
+    why: Why
+
+
 class State:
     """Everything, and the actions of the event at hand."""
 
@@ -272,6 +289,7 @@ class State:
         self.requests: dict[int, Request] = {}
         self.views = Views()
         self.starved: dict[str, FunctionState] = {}  # wait for memory, in order
+        self.promised: dict[str, Promise] = {}  # by container
         self.pass_at: float | None = None
         self.passed_at = float("-inf")
         self.prewarm_at: float | None = None
@@ -331,7 +349,8 @@ class State:
         free = 0
         shown: list[ResidentView] = []
         if residents:
-            free = container.limit
+            # to what others may fill it; where there are no others, to its owner's limit
+            free = int(PRESSURE * container.limit) if self.guests.get(container.node, True) else container.limit
             for instance in container.instances.values():
                 free -= instance.bytes
                 stale = instance.stale
@@ -348,7 +367,7 @@ class State:
             owner=container.owner,
             limit=container.limit,
             free=free,
-            idle=container.open,
+            idle=container.open and container.id not in self.promised,
             created=container.created,
             last_used=container.last_used,
             uses=container.uses,
@@ -373,10 +392,11 @@ class State:
         nowhere: dict[str | None, None] = {None: None}
         functions = []
         now, patience, at_rest = self.now, self.now - PATIENCE_S, self.views.at_rest
+        promised = {promise.function for promise in self.promised.values()}
         for name in sorted(self.functions):
             function = self.functions[name]
             libraries = function.libraries
-            if not (function.instances or function.creating or libraries or function.parked):
+            if not (function.instances or function.creating or libraries or function.parked or name in promised):
                 known = at_rest.get(name)
                 if known is not None and known[0] is function.spec and function.blocked_until <= now:
                     functions.append(known[1])
@@ -385,8 +405,9 @@ class State:
             if libraries is not None:
                 forked = all(map(function.zygote, nodes.get(function.spec.zone, nowhere)))
                 blocked = libraries.importing(patience)
-            if function.parked or function.blocked_until > now or function.creating:  # it will be loaded there
+            if function.creating or name in promised:  # it will be loaded there
                 blocked = True
+            blocked = blocked or function.parked or function.blocked_until > now
             functions.append(self.views.function(function, forked=forked, blocked=blocked))
         self.views.forget(self.functions, self.instances)
         return Snapshot(
