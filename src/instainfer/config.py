@@ -86,6 +86,7 @@ class Policy(Section, frozen=True, kw_only=True):
 
 class Environments(Section, frozen=True, kw_only=True):
     installer: Literal["auto", "uv", "pip"] = "auto"
+    root: Path = Path()  # where they are, at the same path on all nodes; not said: in the data directory
     build_timeout_s: Seconds = 1800.0
 
 
@@ -150,7 +151,7 @@ def default_data_dir() -> Path:
 
 
 def load(file: Path | None = None, environ: Mapping[str, str] | None = None, flags: Raw | None = None) -> Settings:
-    """The settings in force, every default filled in (`server.data_dir`, those of `node`).
+    """The settings in force, every default filled in (`server.data_dir`, `environments.root`, those of `node`).
 
     `file`: must exist when given; otherwise INSTAINFER_CONFIG's, otherwise `./instainfer.toml` if there is
     one. `environ`: defaults to this process's. `flags`: {section: {key: value}} from the command line;
@@ -271,7 +272,10 @@ def _filled(settings: Settings) -> Settings:
     slots = node.load_slots or len(os.sched_getaffinity(0))
     zygotes = int(memory * ZYGOTE_SHARE) if node.zygote_memory == UNSAID else node.zygote_memory
     node = msgspec.structs.replace(node, memory=memory, load_slots=slots, zygote_memory=zygotes)
-    return msgspec.structs.replace(settings, server=server, node=node)
+    environments = settings.environments
+    if environments.root == Path():
+        environments = msgspec.structs.replace(environments, root=server.data_dir / "environments")
+    return msgspec.structs.replace(settings, server=server, node=node, environments=environments)
 
 
 def machine_memory() -> int:

@@ -131,7 +131,7 @@ def _cell(text: str) -> str:
 # ---- settings and function.toml ------------------------------------------------------------------------------
 
 #: Their defaults depend on the machine or the user, and are told in words.
-_DEPENDS = {"data_dir", "memory", "load_slots", "zygote_memory"}
+_DEPENDS = {"data_dir", "memory", "load_slots", "zygote_memory", "root"}
 
 
 def _settings(section: str, told: Told) -> tuple[Row, list[Row]]:

@@ -72,6 +72,12 @@ def test_data_dir_is_absolute_and_expanded(monkeypatch: pytest.MonkeyPatch, tmp_
     assert load("[server]\ndata_dir = 'here'").server.data_dir == tmp_path / "here"
 
 
+def test_environments_are_in_the_data_directory_unless_it_is_said_where(tmp_path: Path) -> None:
+    assert load(f"[server]\ndata_dir = '{tmp_path}'").environments.root == tmp_path / "environments"
+    given = load(f"[server]\ndata_dir = '{tmp_path}'\n[environments]\nroot = '/srv/environments'")
+    assert given.environments.root == Path("/srv/environments")
+
+
 @pytest.mark.parametrize(
     ("text", "says", "hints"),
     [

@@ -29,7 +29,7 @@ async def compose(settings: Settings, node: str = "local", *, key: str = "") -> 
     sources = [source(text, given.key) for text in given.sources]
     artifacts = Cache(data / ARTIFACTS, given.budget, sources)
     environments = Environments(
-        data / "environments",
+        settings.environments.root,
         SandboxRunner(sandbox),
         settings.environments.installer,
         timeout_s=settings.environments.build_timeout_s,

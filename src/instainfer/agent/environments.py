@@ -93,6 +93,10 @@ class Environments:
         self._interpreters = Interpreters()
         self._building: dict[tuple[str, str], _Build] = {}
 
+    def directory(self, namespace: str) -> Path:
+        """All of a namespace's."""
+        return self._root / namespace
+
     async def ensure(
         self, namespace: str, uid_base: int, requirements: Sequence[str], python: str, progress: Progress
     ) -> Environment:

@@ -49,8 +49,8 @@ def egress_of(revision: base.Revision) -> tuple[str, ...]:
 
 
 class LocalAgent:
-    """`data` holds packages/ and environments/, each per namespace; only a namespace's own subdirectories are
-    ever mounted into its containers."""
+    """`data` holds packages/ and snapshots/, `environments` theirs, each per namespace; only a namespace's own
+    subdirectories are ever mounted into its containers."""
 
     def __init__(
         self,
@@ -241,8 +241,8 @@ class LocalAgent:
         writable: tuple[Path, ...] = (),
         uids: tuple[int, ...] | None = None,
     ) -> ContainerSpec:
-        own = [self._data / kind / revision.namespace for kind in ("packages", "environments")]
-        own.append(self.snapshots.directory(revision.namespace))
+        own = [self._data / "packages" / revision.namespace]
+        own += [kept.directory(revision.namespace) for kept in (self._environments, self.snapshots)]
         for directory in own:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         return ContainerSpec(

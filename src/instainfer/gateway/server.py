@@ -111,6 +111,8 @@ def members(settings: Settings, epoch: int) -> ClusterBackend:
     told = {
         "INSTAINFER_SANDBOX__KIND": settings.sandbox.kind,
         "INSTAINFER_NODE__UID_BASE": str(settings.node.uid_base),
+        # each agent's data directory has its node's name, and an environment is good for one path only
+        "INSTAINFER_ENVIRONMENTS__ROOT": str(settings.environments.root),
     }
     return RayHosts(place, key, data, epoch=epoch, lost_s=cluster.lost_s, environ=told)
 
