@@ -101,8 +101,9 @@ class Books:
             known = self._known.get(getattr(action, "instance", ""))
             self.marks.commanded(action, known.function if known else "", known.container if known else "")
 
-    def adopted(self, held: ev.HeldContainer) -> None:
+    def adopted(self, held: ev.HeldContainer, node: str) -> None:
         """What a node came with: who made it counted it."""
+        self.marks.adopted(held.container, held.function, node)
         for one in held.instances:
             known = Known(held.container, one.function, one.revision, False)
             known.bytes, known.used = one.bytes, True
@@ -139,6 +140,10 @@ class Books:
                     seconds = sum(spent for _, spent in known.times)
                     level = event.level.name.lower()
                     self.marks.loaded(known.function, known.container, event.instance, level, seconds)
+        elif isinstance(event, ev.NodeClosed):
+            self.marks.node(event.node, "node_silent")
+        elif isinstance(event, ev.NodeOpened):
+            self.marks.node(event.node, "node_heard")
         elif isinstance(event, ev.ContainerReady):
             self._created[event.container] = (self._clock.now(), event.seconds)
         elif isinstance(event, ev.MemorySampled):

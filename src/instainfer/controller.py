@@ -131,7 +131,8 @@ class Controller:
             agent.send(wire.Provide(revision=revision))
         for held in joined.held:
             self._node_of[held.container] = agent
-            self.books.adopted(held)
+            self.books.adopted(held, node)
+        self.books.marks.node(node, "node_joined")
         self.feed(joined)
         if node in self.draining:
             self.feed(ev.NodeClosed(node=node, drain=True))
@@ -155,6 +156,7 @@ class Controller:
         """Nothing new goes there, what is idle there ends, what runs is finished. Raises NotFound."""
         self._known(node)
         self.draining.add(node)
+        self.books.marks.node(node, "node_draining", "by hand")
         self.feed(ev.NodeClosed(node=node, drain=True))
 
     def open_node(self, node: str) -> None:
@@ -163,6 +165,7 @@ class Controller:
             self._known(node)
         self.draining.discard(node)
         if node in self.nodes:
+            self.books.marks.node(node, "node_reopened", "by hand")
             self.feed(ev.NodeOpened(node=node))
 
     def _known(self, node: str) -> None:
@@ -504,6 +507,7 @@ class Controller:
         if self.nodes.pop(node, None) is None:
             return
         del self._agents[node]
+        self.books.marks.node(node, "node_lost", event.reason)
         self._introduce()
         gone = [ev.ContainerLost(container=name) for name, at in self._node_of.items() if at is agent]
         for lost in gone:

@@ -9,17 +9,20 @@ import msgspec
 from instainfer.clock import Clock
 from instainfer.core import actions as act
 
+#: What becomes of a node. `node_silent`: it is not heard of; `node_heard`: again, before it was lost.
+NODES = ("node_joined", "node_silent", "node_heard", "node_lost", "node_draining", "node_reopened")
 MOST = 2_000  # kept, some 2 MB: a reader who falls further behind starts anew
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
     number: int  # 1, 2, … since the server started
     wall: float
-    what: str  # preload, load, raise, loaded, offload, failed, create, destroy, zygote, end_zygote
-    namespace: str
+    what: str  # preload, load, raise, loaded, offload, failed, create, destroy, zygote, end_zygote; NODES
+    namespace: str  # "" of what concerns a node: it is the owner's
     function: str = ""  # its name within the namespace; "" where it concerns a whole container or zygote
     container: str = ""
     instance: str = ""
+    node: str = ""
     level: str = ""
     seconds: float | None = None  # that it took, of `loaded`
     why: act.Why | None = None
@@ -32,7 +35,8 @@ class Marks:
         self.latest: deque[Mark] = deque(maxlen=MOST)
         self.count = 0
         self._clock = clock
-        self._tenant: dict[str, str] = {}  # of containers and zygotes that may be spoken of again
+        # (tenant, node) of containers and zygotes that may be spoken of again
+        self._home: dict[str, tuple[str, str]] = {}
 
     def since(self, number: int) -> list[Mark]:
         """Those after this one, oldest first."""
@@ -58,19 +62,26 @@ class Marks:
         elif isinstance(action, act.Offload):
             self._add("offload", function, container=container, instance=action.instance, why=action.why)
         elif isinstance(action, act.CreateContainer):
-            self._tenant[action.container] = action.function.partition("/")[0]
+            self._home[action.container] = action.function.partition("/")[0], action.node
             self._add("create", action.function, container=action.container, why=action.why)
         elif isinstance(action, act.DestroyContainer):
-            tenant = self._tenant.get(action.container, "")
+            tenant, _ = self._home.get(action.container, ("", ""))
             self._add("destroy", f"{tenant}/", container=action.container, why=action.why)
         elif isinstance(action, act.StartZygote):
-            self._tenant[action.zygote] = tenant = (
-                action.revisions[0].partition("/")[0] if action.revisions else ""
-            )
+            tenant = action.revisions[0].partition("/")[0] if action.revisions else ""
+            self._home[action.zygote] = tenant, action.node
             self._add("zygote", f"{tenant}/", instance=action.zygote, why=action.why)
         elif isinstance(action, act.EndZygote):
-            tenant = self._tenant.get(action.zygote, "")
+            tenant, _ = self._home.get(action.zygote, ("", ""))
             self._add("end_zygote", f"{tenant}/", instance=action.zygote, why=action.why)
+
+    def adopted(self, container: str, function: str, node: str) -> None:
+        """It was there before this start of the server; `function` owns it."""
+        self._home[container] = function.partition("/")[0], node
+
+    def node(self, node: str, what: str, reason: str = "") -> None:
+        """`what`: of NODES."""
+        self._add(what, "", node=node, why=act.Why(rule=reason[:300]) if reason else None)
 
     def loaded(self, function: str, container: str, instance: str, level: str, seconds: float) -> None:
         """What was pre-loaded is there."""
@@ -82,7 +93,7 @@ class Marks:
 
     def gone(self, name: str) -> None:
         """A container or zygote that is not spoken of again."""
-        self._tenant.pop(name, None)
+        self._home.pop(name, None)
 
     def _add(
         self,
@@ -91,6 +102,7 @@ class Marks:
         *,
         container: str = "",
         instance: str = "",
+        node: str = "",
         level: str = "",
         seconds: float | None = None,
         why: act.Why | None = None,
@@ -106,6 +118,7 @@ class Marks:
                 function=name,
                 container=container,
                 instance=instance,
+                node=node or self._home.get(container or instance, ("", ""))[1],
                 level=level,
                 seconds=seconds,
                 why=why,

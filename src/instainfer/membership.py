@@ -28,6 +28,7 @@ class Membership:
         self._joining: dict[str, asyncio.Task[None]] = {}
         self._states: dict[str, str] = {}  # what the cluster says
         self._wanted: set[str] = set()
+        self._lost_ones: set[str] = set()  # were joined, and are not now
         self._problems: dict[str, str] = {}
         self._news = asyncio.Event()  # a node has joined, or could not
         self._watching: asyncio.Task[None] | None = None
@@ -68,6 +69,7 @@ class Membership:
 
     def _lost(self, node: str) -> None:
         """By the controller: its agent is gone or out of reach."""
+        self._lost_ones.add(node)
         if node in self._wanted:
             self._want(node)
 
@@ -98,6 +100,7 @@ class Membership:
                 wait = min(2 * wait, LONGEST_WAIT_S)
             else:
                 self._problems.pop(node, None)
+                self._lost_ones.discard(node)
                 self._news.set()
                 log.info("node %s has joined", node)
 
@@ -111,7 +114,8 @@ class Membership:
             about = joined.get(node)
             there = [container for container in state.containers.values() if container.node == node]
             if about is None:
-                said = "joining" if node in members else "drained"
+                gone = "lost" if node in self._lost_ones else "joining"
+                said = gone if node in members else "drained"
             elif node in self._controller.draining:
                 said = "draining" if there else "drained"
             else:

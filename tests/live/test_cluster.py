@@ -292,7 +292,7 @@ def test_a_link_that_is_cut_and_heals(agents: Agents) -> None:
             where = home(server)
             do(cut(proxies[where]))
             assert server.call("ns", "f").json() != before  # elsewhere
-            eventually(lambda: nodes(server)[where]["state"] == "joining")
+            eventually(lambda: nodes(server)[where]["state"] == "lost")
             do(proxies[where].start(int(proxies[where].url.rpartition(":")[2])))
             eventually(lambda: nodes(server)[where]["state"] == "joined")
             assert nodes(server)[where]["instances"] == 1

@@ -413,6 +413,8 @@ def test_it_is_used_by_keyboard_alone(tab: Tab, busy: Server) -> None:
 
 def test_a_thousand_functions_and_a_hundred_thousand_calls(tab: Tab, capsys: pytest.CaptureFixture[str]) -> None:
     page = tab.open("timeline")
+    recorded = len(busy.client.activations(limit=2000))
+    eventually(lambda: tab.import_("store.js", "m.store.size") == recorded)  # what there was comes no later
     made = tab.import_(
         "store.js",
         """(() => {

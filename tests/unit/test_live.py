@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from instainfer.errors import Overloaded, Unavailable
-from instainfer.gateway import live, present
+from instainfer.gateway import live, nodes, present
 from instainfer.gateway.access import OWNER, Principal
 from instainfer.gateway.live import Feed
 from instainfer.marks import Marks
@@ -39,6 +39,7 @@ def feed(monkeypatch: pytest.MonkeyPatch, saved: list[Activation] | None = None)
     """Of a platform in which there is nothing, whose second is a turn of the loop."""
     monkeypatch.setattr(live, "EVERY_S", 0.0)
     monkeypatch.setattr(present, "platform", lambda *_: {"node": {}, "containers": [], "zygotes": []})
+    monkeypatch.setattr(nodes, "shown", lambda _: [])
     clock = Clock()
     metrics = SimpleNamespace(wasted_byte_seconds=0.0, preloads={})
     books = SimpleNamespace(marks=Marks(clock), metrics=metrics, unused_byte_seconds=lambda: 0.0)
@@ -52,7 +53,7 @@ def feed(monkeypatch: pytest.MonkeyPatch, saved: list[Activation] | None = None)
 
     health: Any = SimpleNamespace(
         isolation=lambda: {"sandbox": "process", "missing": []},
-        controller=SimpleNamespace(books=books, platform=platform),
+        controller=SimpleNamespace(books=books, platform=platform, nodes={}),
         store=SimpleNamespace(activations=activations),
         writer=SimpleNamespace(heard=None, flush=lambda *_: True, dropped=0),
         sandbox=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instainfer.core import actions as act
-from instainfer.marks import MOST, Marks
+from instainfer.marks import MOST, NODES, Marks
 from instainfer.model import Level
 
 
@@ -57,7 +57,7 @@ def test_containers_are_told_to_their_namespace_alone() -> None:
     start = act.StartZygote(zygote="z1", node="m", libraries="k", revisions=("n/f@1:x",), limit=1, why=WHY)
     marks.commanded(start, "", "")
     marks.commanded(act.EndZygote(zygote="z1", why=WHY), "", "")
-    assert {one.namespace for one in marks.latest} == {"n"}
+    assert {(one.namespace, one.node) for one in marks.latest} == {("n", "m")}
     assert [one.what for one in marks.latest] == ["create", "destroy", "zygote", "end_zygote"]
     marks.gone("c1")
     marks.commanded(act.DestroyContainer(container="c1", why=WHY), "", "")
@@ -70,3 +70,17 @@ def test_a_reason_is_a_line() -> None:
     why = marks.latest[0].why
     assert why is not None
     assert why.rule == "x" * 300
+
+
+def test_what_concerns_a_node_is_of_no_namespace() -> None:
+    marks = Marks(Fixed())
+    marks.node("m", "node_joined")
+    marks.adopted("c1", "n/f", "m")
+    marks.commanded(act.DestroyContainer(container="c1", why=WHY), "", "")
+    marks.node("m", "node_lost", "r" * 1000)
+    joined, destroyed, lost = marks.latest
+    assert (joined.namespace, joined.node, joined.why) == ("", "m", None)
+    assert (destroyed.namespace, destroyed.node) == ("n", "m")
+    assert lost.why is not None
+    assert len(lost.why.rule) == 300
+    assert {one.what for one in (joined, lost)} <= set(NODES)

@@ -23,7 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from instainfer import __version__
 from instainfer.errors import InstaInferError, Overloaded
-from instainfer.gateway import present
+from instainfer.gateway import nodes, present
 from instainfer.gateway.access import Principal
 from instainfer.gateway.health import Health
 from instainfer.marks import Mark
@@ -100,6 +100,8 @@ class Feed:
         self._journal: deque[Entry] = deque()
         self._heard: deque[Activation] = deque(maxlen=HEARD)  # filled by the writer's thread
         self._minute: dict[int, dict[str, Tally]] = {}  # by second since 1970 and namespace
+        self._by_node: dict[int, dict[str, Tally]] = {}  # the same by node, where there are several
+        self._places: dict[str, str] = {}  # container -> node, of those that there were since the second before
         self._whole = 0.0  # since when the tallies are of all there was
         self._marked = 0  # number of the latest mark in the journal
         self._tick = 0
@@ -177,6 +179,8 @@ class Feed:
             self._marked = 0
             self._journal.clear()
             self._minute.clear()
+            self._by_node.clear()
+            self._places.clear()
             self._add([*reversed(seed), *heard])
             self._next = asyncio.get_running_loop().create_future()
             self._running = asyncio.create_task(self._run())
@@ -217,19 +221,33 @@ class Feed:
     def _add(self, rows: list[Activation]) -> None:
         """To the tallies and the journal, and the new marks too."""
         self._made.clear()
+        marks = self._books.marks.since(self._marked)
+        self._marked = self._books.marks.count
         for row in rows:
             self._minute.setdefault(int(row.wall + row.e2e_s), {}).setdefault(row.namespace, Tally()).add(row)
+        if len(self._health.controller.nodes) > 1 or self._by_node:
+            self._add_by_node(rows, marks)
         old = self._clock.wall() - OVER_S
-        for second in [second for second in self._minute if second < old]:
-            del self._minute[second]
-        for mark in self._books.marks.since(self._marked):
-            self._journal.append(Entry(self._tick, mark))
-        self._marked = self._books.marks.count
+        for minute in (self._minute, self._by_node):
+            for second in [second for second in minute if second < old]:
+                del minute[second]
+        self._journal.extend(Entry(self._tick, mark) for mark in marks)
         kept = _thinned(rows, KEPT // 2)
         self._left = _left_out(rows, kept)
         self._journal.extend(Entry(self._tick, row) for row in kept)
         while len(self._journal) > KEPT:
             self._floor = max(self._floor, self._journal.popleft().tick)
+
+    def _add_by_node(self, rows: list[Activation], marks: list[Mark]) -> None:
+        containers = self._health.controller.platform.state.containers.values()
+        there = {one.id: one.node for one in containers} | {
+            mark.container: mark.node for mark in marks if mark.what == "create"
+        }
+        for row in rows:
+            node = there.get(row.container) or self._places.get(row.container)
+            if node is not None:  # else it never got a container, or one that is long gone
+                self._by_node.setdefault(int(row.wall + row.e2e_s), {}).setdefault(node, Tally()).add(row)
+        self._places = there
 
     # ---- what is told --------------------------------------------------------------------------------------
 
@@ -277,9 +295,10 @@ class Feed:
         for key, known in state.functions.items():
             level = present.level(known)
             if who.sees(key.partition("/")[0]) and (level != "cold" or known.queue or known.pinned):
-                functions.append(
-                    {"function": key, "state": level, "queued": len(known.queue), "pinned": known.pinned}
-                )
+                one = {"function": key, "state": level, "queued": len(known.queue), "pinned": known.pinned}
+                if who.everywhere and len(health.controller.nodes) > 1:
+                    one["home"] = nodes.home_of(health, key)
+                functions.append(one)
         ahead = sum(
             instance.bytes
             for name, instance in state.instances.items()
@@ -303,22 +322,36 @@ class Feed:
                 "preloads": dict(books.metrics.preloads),
                 "wasted_gb_s": wasted / 1e9,
                 "records_dropped": health.writer.dropped,
+                "nodes": self._nodes(),
             }
         return told
 
+    def _nodes(self) -> list[dict[str, Any]]:
+        found = nodes.shown(self._health)
+        if len(found) > 1:
+            tallies: dict[str, list[Tally]] = {one["node"]: [] for one in found}
+            for by_node in self._by_node.values():
+                for node, tally in by_node.items():
+                    tallies.setdefault(node, []).append(tally)
+            for one in found:
+                one["rates"] = self._summed(tallies[one["node"]])
+        return found
+
     def _rates(self, who: Principal) -> dict[str, Any]:
         """Of the invocations that ended in the last `over_s` seconds: a minute, or since when all are counted."""
+        minute = self._minute.values()
+        return self._summed([tally for by in minute for namespace, tally in by.items() if who.sees(namespace)])
+
+    def _summed(self, tallies: list[Tally]) -> dict[str, Any]:
         over_s = min(OVER_S, max(self._clock.wall() - self._whole, 1.0))
         starts: dict[str, int] = {}
         took: list[float] = []
         failed = 0
-        for tallies in self._minute.values():
-            for namespace, tally in tallies.items():
-                if who.sees(namespace):
-                    failed += tally.failed
-                    took += tally.took
-                    for start, count in tally.starts.items():
-                        starts[start] = starts.get(start, 0) + count
+        for tally in tallies:
+            failed += tally.failed
+            took += tally.took
+            for start, count in tally.starts.items():
+                starts[start] = starts.get(start, 0) + count
         took.sort()
         ended = sum(starts.values())
         began = ended - starts.get("none", 0)
@@ -379,6 +412,7 @@ def _mark(of: Mark) -> dict[str, Any]:
         "function": of.function,
         "container": of.container,
         "instance": of.instance,
+        "node": of.node,
         "level": of.level,
         "ms": None if of.seconds is None else of.seconds * 1e3,
         "why": "" if why is None else why.rule,

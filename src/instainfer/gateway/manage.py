@@ -23,6 +23,7 @@ from instainfer.gateway.health import Health
 from instainfer.gateway.invoke import accepted, outcome
 from instainfer.gateway.live import Events, Feed
 from instainfer.gateway.namespaces import Caller
+from instainfer.gateway.nodes import shown as nodes_of
 from instainfer.gateway.problems import render
 from instainfer.model import Activation, Job, JobState, Quota, Role
 from instainfer.policies.predict.outlook import outlook
@@ -429,7 +430,7 @@ def application(
     async def nodes(who: Caller) -> dict[str, Any]:
         """For the owner: those that are members of the cluster, and how they are."""
         who.check_everywhere()
-        return {"nodes": health.membership.nodes()}
+        return {"nodes": nodes_of(health)}
 
     @api.post("/nodes/{node}/drain")
     async def drain(who: Caller, node: str, undo: bool = False) -> dict[str, Any]:

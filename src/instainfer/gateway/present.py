@@ -174,6 +174,7 @@ def container(controller: Controller, of: Container, now: float) -> dict[str, An
     )
     return {
         "id": of.id,
+        "node": of.node,
         "namespace": of.namespace,
         "owner": of.owner,
         "state": activity if of.state == "ready" else of.state,

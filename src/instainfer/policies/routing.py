@@ -8,6 +8,7 @@ fuller than the mean is passed over.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -30,6 +31,12 @@ def choose(function: str, rooms: Sequence[Room], mean: float) -> str:
     """Of at least one. `mean`: the share of their memory that all nodes have promised."""
     within = [room for room in rooms if room.promised <= (1.0 + SLACK) * mean * room.memory] or rooms
     return min(within, key=lambda room: (not room.loaded, not room.libraries, -draw(function, room.node))).node
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def home(function: str, nodes: tuple[str, ...]) -> str:
+    """Where it goes as long as there is room and nothing of it is elsewhere; "" where there is no node."""
+    return max(nodes, key=lambda node: draw(function, node), default="")
 
 
 def draw(function: str, node: str) -> int:

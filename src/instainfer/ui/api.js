@@ -54,9 +54,10 @@ export async function get(parts, query = {}, signal) {
   return (await request(path(parts) + (given && `?${given}`), { signal })).json();
 }
 
-export async function post(parts, body = {}) {
+export async function post(parts, body = {}, query = {}) {
+  const given = new URLSearchParams(query).toString();
   const options = { method: "POST", body: JSON.stringify(body), headers: { "content-type": "application/json" } };
-  return (await request(path(parts), options)).json();
+  return (await request(path(parts) + (given && `?${given}`), options)).json();
 }
 
 export const getResponse = (parts) => request(path(parts)); // of something that is not JSON

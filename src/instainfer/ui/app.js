@@ -3,6 +3,7 @@
 import { follow, get, key } from "./api.js";
 import { h } from "./dom.js";
 import { store } from "./store.js";
+import * as clusterPage from "./cluster.js";
 import * as functionPage from "./function.js";
 import * as functionsPage from "./functions.js";
 import * as nowPage from "./now.js";
@@ -15,13 +16,14 @@ const PAGES = {
   timeline: timelinePage,
   functions: functionsPage,
   policies: policiesPage,
+  cluster: clusterPage,
   function: functionPage,
   why: whyPage,
 };
-const LISTED = ["now", "timeline", "functions", "policies"];
+const LISTED = ["now", "timeline", "functions", "cluster", "policies"];
 
 /** What pages may know: the latest event, and whether the key may change things of a namespace. */
-const app = {
+export const app = {
   event: null,
   mayAct: (namespace) => {
     const who = app.event?.who;
@@ -63,7 +65,7 @@ function decoded(part) {
   }
 }
 
-document.getElementById("pages").append(...LISTED.map((name) => h("a", { href: `#/${name}` }, PAGES[name].title([]))));
+document.getElementById("pages").append(...LISTED.map((name) => h("a", { href: `#/${name}`, hidden: name === "cluster" }, PAGES[name].title([]))));
 document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
@@ -83,6 +85,7 @@ function told(event) {
   }
   store.add(event.invocations);
   store.addMarks(event.marks);
+  document.querySelector("#pages a[href='#/cluster']").hidden = !(event.now.nodes?.length > 1);
   document.getElementById("forget").hidden = !key.get();
   shown?.update?.(app);
 }

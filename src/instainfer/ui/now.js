@@ -1,15 +1,12 @@
 // What there is this second: figures of the last minute, the node, containers and what is in them, what changed.
 
 import { clock, facts, h, mb, ms, none, number, percent, seconds, svg, table, toFunction, when } from "./dom.js";
+import { CHANGES, recent } from "./recent.js";
 
 export const title = () => "Now";
 
 const REMEMBERED = 120; // events: two minutes of each figure
 const seen = { at: "", values: new Map() };
-export const SAID = {
-  preload: "pre-load", loaded: "pre-loaded", offload: "off-load", load: "load", raise: "raise", failed: "load failed",
-  create: "create container", destroy: "destroy container", zygote: "start zygote", end_zygote: "end zygote",
-};
 
 export function show(main) {
   const tiles = h("div", { class: "tiles" });
@@ -24,15 +21,10 @@ export function show(main) {
     h("h2", null, "Library zygotes"), zygotes,
     h("h2", null, "What changed in the last minute"), changes,
   );
-  const recent = [];
   return {
     update({ event }) {
       const { now } = event;
-      if (event.anew && seen.at !== event.id) {
-        recent.length = 0;
-        if (seen.at.split(".")[0] !== event.id.split(".")[0]) seen.values.clear();
-      }
-      if (seen.at !== event.id) recent.push(...event.marks);
+      if (event.anew && seen.at.split(".")[0] !== event.id.split(".")[0]) seen.values.clear();
       remember(event);
       when(tiles, [figures(now), event.id], () => figures(now).map((one) => tile(...one)));
       when(node, [now.node, now.zygotes, now.policy], () => theNode(now));
@@ -42,7 +34,7 @@ export function show(main) {
           : [h("p", { class: "quiet" }, "There are none: the first request has one created.")],
       );
       when(zygotes, [now.zygotes], () => theZygotes(now.zygotes));
-      const young = recent.filter((mark) => mark.wall > now.wall - 60).slice(-30).reverse();
+      const young = recent(now.wall);
       when(changes, young, () => changed(young));
     },
   };
@@ -158,6 +150,6 @@ function theZygotes(zygotes) {
 
 function changed(marks) {
   return [table("what the platform did, latest first", ["Time", "What", "Function", "Container", ">Took", "~Why"],
-    marks.map((one) => [clock(one.wall), SAID[one.what] ?? one.what, one.function ? toFunction(one.namespace, one.function) : none,
-      one.container || one.instance, ms(one.ms), one.why]), "nothing")];
+    marks.map((one) => [clock(one.wall), CHANGES[one.what] ?? one.what, one.function ? toFunction(one.namespace, one.function) : none,
+      one.container || one.instance || one.node, ms(one.ms), one.why]), "nothing")];
 }
