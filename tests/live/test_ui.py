@@ -208,6 +208,27 @@ def test_policies(tab: Tab, busy: Server) -> None:
     assert say(tab, "percent", live["warm_fraction"]) in rows[told.index(live)]
 
 
+def test_versions_are_gone_back_to_by_keyboard(tab: Tab, busy: Server) -> None:
+    for answer in (1, 2):
+        busy.deploy("n", "versioned", f"def handler(event):\n    return {answer}\n")
+    page = tab.open("function/n/versioned")
+    for wanted, said in ((1, "Let version 1 serve"), (2, "Let version 2 serve")):
+        button = page.get_by_role("button", name=said)
+        button.focus()
+        page.keyboard.press("Enter")
+        page.get_by_text(f"n/versioned serves version {wanted} now").wait_for()
+        assert busy.result("n", "versioned") == wanted
+        rows = page.locator("tr", has=page.get_by_role("cell", name="yes", exact=True))
+        eventually(lambda wanted=wanted, rows=rows: rows.inner_text().startswith(f"{wanted}\t"))  # type: ignore[misc]
+        assert page.evaluate("document.activeElement.id") == "said"
+    page.locator("#act-pin").focus()
+    page.keyboard.press("Enter")
+    page.locator("#act-unpin:focus").wait_for()  # what is in its place has the focus
+    assert "pinned" in page.locator("#done").inner_text()
+    page.keyboard.press("Enter")
+    eventually(lambda: not busy.client.function("n", "versioned")["pinned"])
+
+
 # ---- restarts, keys ------------------------------------------------------------------------------------------
 
 
@@ -411,7 +432,9 @@ def test_it_is_used_by_keyboard_alone(tab: Tab, busy: Server) -> None:
         assert page.locator("html").get_attribute("data-theme") == theme
 
 
-def test_a_thousand_functions_and_a_hundred_thousand_calls(tab: Tab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_thousand_functions_and_a_hundred_thousand_calls(
+    tab: Tab, busy: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tab.open("timeline")
     recorded = len(busy.client.activations(limit=2000))
     eventually(lambda: tab.import_("store.js", "m.store.size") == recorded)  # what there was comes no later

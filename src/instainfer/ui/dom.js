@@ -22,7 +22,7 @@ export const svg = (tag, properties, ...children) => fill(document.createElement
 /** Put these in place of what is there; what had the focus has it again, if it is there still. */
 export function replace(parent, ...children) {
   const active = document.activeElement;
-  const mark = parent.contains(active) ? active.id || active.getAttribute("href") || active.dataset.focus : "";
+  const mark = parent.contains(active) ? active.dataset.focus || active.id || active.getAttribute("href") : "";
   parent.replaceChildren(...children.flat().filter(Boolean));
   if (!mark) return;
   for (const one of parent.querySelectorAll("a, button, input, [data-focus]")) {

@@ -14,13 +14,16 @@ export function show(main, [namespace, name], app) {
   const parts = Object.fromEntries(
     ["about", "acts", "costs", "forecast", "history", "versions", "logs"].map((one) => [one, h("div")]));
   const trial = tryIt(namespace, name);
+  const status = (id) => h("p", { role: "status", class: "quiet", id, tabindex: -1 });
+  const done = status("done"); // what came of the buttons
+  const said = status("said"); // and of those of versions
   main.append(
-    parts.about, parts.acts,
+    parts.about, parts.acts, done,
     h("h2", null, "What it costs"), parts.costs,
     h("h2", null, "Arrivals and forecast"), parts.forecast,
     h("h2", null, "Try it"), trial.element,
     h("h2", null, "Latest calls"), parts.history,
-    h("h2", null, "Versions"), parts.versions,
+    h("h2", null, "Versions"), said, parts.versions,
     h("h2", null, "What it printed"), parts.logs,
   );
   const abort = new AbortController();
@@ -39,10 +42,19 @@ export function show(main, [namespace, name], app) {
       when(parts.costs, [one.profile, one.production], () => costs(one));
       when(parts.forecast, forecast, () => outlook(forecast, activations));
       when(parts.history, activations, () => history(activations));
-      when(parts.versions, one.versions, () => versions(one.versions));
+      when(parts.versions, [one.versions.length, one.version, app.mayAct(namespace)], () => versions(one.versions, app.mayAct(namespace) && rollback));
       when(parts.logs, logs, () =>
         logs.length ? [h("pre", { tabindex: 0, class: "logs" }, logs.map((line) => line.text).join(""))] : [h("p", { class: "quiet" }, "nothing")]);
     });
+
+  async function rollback(version) {
+    said.focus(); // the button goes
+    said.textContent = "…";
+    await troubled(said, async () => {
+      said.textContent = (await post([...path, "rollback"], { version })).message;
+    });
+    ask();
+  }
 
   function about() {
     const state = live?.state ?? shown.state;
@@ -63,7 +75,7 @@ export function show(main, [namespace, name], app) {
       ["Requirements", shown.requirements.join(", ") || "none"],
       ["Digest", shown.digest.slice(0, 19)],
     ])]);
-    when(parts.acts, [app.mayAct(namespace), given.pinned], () => (app.mayAct(namespace) ? acts(path, given.pinned, ask) : []));
+    when(parts.acts, [app.mayAct(namespace), given.pinned], () => (app.mayAct(namespace) ? acts(path, given.pinned, done, ask) : []));
   }
 
   ask();
@@ -81,22 +93,20 @@ export function show(main, [namespace, name], app) {
   };
 }
 
-function acts(path, pinned, after) {
-  const said = h("p", { role: "status", class: "quiet" });
+function acts(path, pinned, said, after) {
   const act = (verb, body) => async () => {
     said.textContent = "…";
     const place = h("div");
     if (await troubled(place, async () => { said.textContent = (await post([...path, verb], body?.())).message; })) after();
     else said.textContent = place.textContent;
   };
-  const button = (text, verb) => h("button", { type: "button", id: `act-${verb}`, onclick: act(verb) }, text);
+  const button = (text, verb, focus) => h("button", { type: "button", id: `act-${verb}`, "data-focus": focus, onclick: act(verb) }, text);
   const within = h("input", { type: "number", min: 0, max: 2_592_000, step: "any", value: 30, size: 6, id: "hint-in" });
   const hint = h("button", { type: "button", id: "act-hint", onclick: act("hint", () => ({ in_s: Number(within.value) })) }, "Say so");
   return [
     h("div", { class: "bar" }, button("Pre-load", "preload"), button("Off-load", "offload"),
-      pinned ? button("Unpin", "unpin") : button("Pin", "pin"),
+      pinned ? button("Unpin", "unpin", "pinned") : button("Pin", "pin", "pinned"),
       h("label", { class: "inline" }, "A call is expected in", within, "s"), hint),
-    said,
   ];
 }
 
@@ -174,9 +184,12 @@ const history = (activations) => [
   table("the latest first", ["Time", "Start", ">Took", "State", "Why"],
     activations.slice(0, 30).map((one) => [clock(one.wall), one.start || "none", ms(one.e2e_ms), one.status, toWhy(one.id)]), "never called")];
 
-const versions = (all) => [
-  table("kept to go back to: `instainfer rollback`", [">Version", "Deployed", "Digest", "Serves"],
-    all.map((one) => [String(one.version), date(one.created), one.digest.slice(0, 19), one.current ? "yes" : ""]))];
+/** `back(version)` has one serve, if the key may. */
+const versions = (all, back) => [
+  table("the latest first; going back is at once, and nothing is lost by it", [">Version", "Deployed", "Digest", "Serves"],
+    all.toReversed().map((one) => [String(one.version), date(one.created), one.digest.slice(0, 19),
+      one.current ? "yes" : back ? h("button", { type: "button", id: `version-${one.version}`, onclick: () => back(one.version),
+        "aria-label": `Let version ${one.version} serve` }, "Let it serve") : "no"]))];
 
 function tryIt(namespace, name) {
   const type = h("input", { value: "application/json", size: 24 });
