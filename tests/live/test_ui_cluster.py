@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from instainfer.client import PREFIX
-from tests.live.browser import Tab, chromium
+from tests.live.browser import Tab, chromium, inaccessible
 from tests.live.server_helpers import ECHO, Server, eventually
 from tests.live.test_cluster import Agents, nodes, served
 
 pytestmark = pytest.mark.slow
 
+WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -90,7 +91,7 @@ def test_its_figures_are_those_of_the_api(tab: Tab, cluster: Server) -> None:
             words = [
                 f"Containers\n{one['containers']}",
                 f"Instances\n{one['instances']}",
-                f"Home of\n{one['homes']} functions",
+                f"Home of\n{one['homes']} function",
                 f"{say(tab, 'mb', one['memory_mb'])}: ",
                 f"{say(tab, 'mb', one['used_mb'] - one['preloaded_mb'])} in use",
                 f"{say(tab, 'mb', one['idle_mb'])} idle",
@@ -148,13 +149,14 @@ def test_a_node_is_drained_and_taken_back_by_keyboard(tab: Tab, cluster: Server)
     assert "node taken back" in changes
 
 
-def test_it_is_usable_on_a_phone(cluster: Server, browser: Any) -> None:
-    with Tab(browser, cluster.url, viewport=PHONE, color_scheme="dark") as tab:
+@pytest.mark.parametrize(("scheme", "size"), [("light", WIDE), ("dark", PHONE)])
+def test_it_is_accessible(cluster: Server, browser: Any, scheme: str, size: dict[str, int]) -> None:
+    with Tab(browser, cluster.url, trusting=True, viewport=size, color_scheme=scheme) as tab:
         page = tab.open("cluster")
         page.locator(".grid table").wait_for()
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-        box = page.locator("#act-a").bounding_box()
-        assert box["height"] >= 24
+        assert inaccessible(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        assert page.locator("#act-a").bounding_box()["height"] >= 24
 
 
 def test_names_of_nodes_are_text(tab: Tab) -> None:

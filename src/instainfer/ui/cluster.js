@@ -1,7 +1,7 @@
 // The nodes of a cluster: how each is, what its memory is used for, and which function is where.
 
 import { post } from "./api.js";
-import { clock, facts, h, mb, none, number, percent, table, toFunction, when } from "./dom.js";
+import { clock, count, facts, h, mb, none, number, percent, table, toFunction, when } from "./dom.js";
 import { CHANGES, recent } from "./recent.js";
 import { troubled } from "./trouble.js";
 
@@ -106,7 +106,7 @@ function card(one, can) {
     facts([
       ["Containers", number(one.containers)],
       ["Instances", number(one.instances)],
-      ["Home of", `${number(one.homes)} functions`],
+      ["Home of", count(one.homes, "function")],
       rates && ["Hit rate", percent(rates.hit_fraction)],
       rates && ["Requests/s", number(rates.per_s)],
       rates && ["Failed", number(rates.failed)],

@@ -41,21 +41,30 @@ export function when(parent, what, build) {
   replace(parent, build());
 }
 
-/** Heads may begin with ">" (numbers) or "~" (words that need room). */
-export function table(caption, heads, rows, empty = "nothing yet") {
+/** Heads may begin with ">" (numbers) or "~" (words that need room). `stack`: on a narrow screen each row is some lines
+ * rather than wider than it, and what is not known is left out. */
+export function table(caption, heads, rows, empty = "nothing yet", stack = true) {
   if (!rows.length) return h("p", { class: "quiet" }, empty);
   const kinds = heads.map((one) => ({ ">": "number", "~": "text" })[one[0]]);
   const head = heads.map((one, place) => h("th", { scope: "col", class: kinds[place] }, kinds[place] ? one.slice(1) : one));
-  const body = rows.map((row) => h("tr", null, row.map((cell, place) => h("td", { class: kinds[place] }, cell))));
+  const body = rows.map((row) => h("tr", null, row.map((cell, place) => h("td", {
+    class: [kinds[place], cell === none || cell === "" ? "none" : ""].filter(Boolean).join(" ") || null,
+    "data-label": kinds[place] === "number" ? heads[place].slice(1) : null,
+  }, cell))));
   return h(
     "div",
     { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
-    h("table", null, h("caption", null, caption), h("thead", null, h("tr", null, head)), h("tbody", null, body)),
+    h("table", { class: stack && "stack" }, h("caption", null, caption), h("thead", null, h("tr", null, head)), h("tbody", null, body)),
   );
 }
 
 export const facts = (pairs) =>
   h("dl", null, pairs.filter(Boolean).map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))));
+
+/** With what is between backticks as code. */
+export const prose = (text) => text.split("`").map((part, place) => (place % 2 ? h("code", null, part) : part));
+
+export const count = (much, one, many = `${one}s`) => `${number(much)} ${much === 1 ? one : many}`;
 
 // ---- links -------------------------------------------------------------------------------------------------
 
@@ -71,6 +80,7 @@ export const none = "–";
 
 export function ms(value) {
   if (value === null || value === undefined) return none;
+  if (value === 0) return "0 ms";
   if (value >= 60_000) return seconds(value / 1000);
   if (value >= 1000) return `${(value / 1000).toPrecision(3)} s`;
   return `${value >= 100 ? value.toFixed(0) : value.toPrecision(2)} ms`;
@@ -87,6 +97,7 @@ export function seconds(value) {
 
 export function mb(value) {
   if (value === null || value === undefined) return none;
+  if (value === 0) return "0 MB";
   if (value >= 1000) return `${(value / 1000).toPrecision(3)} GB`;
   return `${value >= 10 ? value.toFixed(0) : value.toFixed(1)} MB`;
 }

@@ -126,7 +126,7 @@ function costs({ profile, production }) {
     [name, say(profile[key]), production ? say(production[key]) : none]);
   const paths = Object.entries(profile.paths).map(([name, { used, reason }]) => [PATHS[name] ?? name, used ? "in use" : "off", reason || none]);
   return [
-    table("as measured at deployment, and as runs have shown since", ["What", ">At deployment", ">Since"], rows),
+    table("as measured at deployment, and as runs have shown since", ["What", ">At deployment", ">Since"], rows, "nothing", false),
     h("h3", null, "Ways to be faster"),
     table("and if one is off, the reason", ["Way", "State", "~Reason"], paths),
   ];
@@ -135,23 +135,26 @@ function costs({ profile, production }) {
 // ---- arrivals and forecast ---------------------------------------------------------------------------------
 
 const WIDE = 640;
-const HIGH = 190;
+const HIGH = 176;
 const LEFT = 48;
 const BASE = 150;
 
 function outlook(told, activations) {
   const [soon, likely, late] = told.next_s;
-  const when = (value) => (value === null ? "not within a day" : `in ${seconds(value)}`);
+  const when = (value) => (value === null ? "not within a day" : value <= 1 ? "within a second" : `in ${seconds(value)}`);
+  const young = activations.filter((one) => one.wall > told.wall - 60).length;
   return [
     facts([
       ["Predictor", told.predictor],
-      ["Arrivals per second, now", number(told.rate)],
+      ["Called in the last minute", young < activations.length || young < 200 ? number(young) : `${young} at least`],
+      ["Expected per second, as placement reckons", number(told.rate)],
       ["Since the last arrival", told.last_s === null ? "never called" : seconds(told.last_s)],
       ["Next one, even odds", when(likely)],
       ["10% and 90%", `${when(soon)}, ${when(late)}`],
       ["Period", told.period_s === null ? "none found" : seconds(told.period_s)],
     ]),
     chart(told, activations),
+    h("p", { class: "quiet" }, "Left: arrivals. Right: arrivals per second expected. Band: the next one is there with 10 to 90%."),
   ];
 }
 
@@ -174,15 +177,15 @@ function chart({ hazard, next_s, wall }, activations) {
     likely !== null && likely <= far && svg("line", { class: "middle", x1: x(likely), x2: x(likely), y1: 10, y2: BASE }),
     arrivals.map((at) => svg("line", { class: "tick", x1: x(at), x2: x(at), y1: BASE - 22, y2: BASE })),
     text(LEFT - 6, y(top) + 4, number(top, 2), "end"), text(LEFT - 6, BASE + 4, "0", "end"),
-    text(LEFT, BASE + 18, `${seconds(far)} ago`, "start"), text(x(0), BASE + 18, "now"), text(WIDE - 8, BASE + 18, `in ${seconds(far)}`, "end"),
-    text(LEFT, HIGH - 4, "left: arrivals · right: arrivals per second expected · band: the next one, 10 to 90%", "start"));
+    text(LEFT, BASE + 18, `${seconds(far)} ago`, "start"), text(x(0), BASE + 18, "now"), text(WIDE - 8, BASE + 18, `in ${seconds(far)}`, "end"));
 }
 
 // ---- the rest ----------------------------------------------------------------------------------------------
 
 const history = (activations) => [
   table("the latest first", ["Time", "Start", ">Took", "State", "Why"],
-    activations.slice(0, 30).map((one) => [clock(one.wall), one.start || "none", ms(one.e2e_ms), one.status, toWhy(one.id)]), "never called")];
+    activations.slice(0, 15).map((one) => [clock(one.wall), one.start || "none", ms(one.e2e_ms),
+      one.status === "ok" ? "ok" : h("span", { class: "bad" }, one.status), toWhy(one.id)]), "never called")];
 
 /** `back(version)` has one serve, if the key may. */
 const versions = (all, back) => [

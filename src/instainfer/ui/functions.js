@@ -1,14 +1,15 @@
 // All functions, and what a request would find of each now.
 
 import { get } from "./api.js";
-import { date, h, mb, ms, replace, table, toFunction } from "./dom.js";
+import { count, date, h, mb, ms, replace, table, toFunction } from "./dom.js";
+import { hello } from "./hello.js";
 import { troubled } from "./trouble.js";
 
 export const title = () => "Functions";
 
 const AGAIN_MS = 10_000; // what is deployed changes seldom; what state it is in comes with the feed
 
-export function show(main) {
+export function show(main, parts, app) {
   const filter = h("input", { type: "search", placeholder: "namespace/function", size: 20 });
   const list = h("div");
   main.append(h("div", { class: "bar" }, h("label", { class: "inline" }, "Show", filter)), list);
@@ -22,10 +23,14 @@ export function show(main) {
 
   function draw() {
     if (!functions) return;
+    if (!functions.length) {
+      replace(list, hello(app));
+      return;
+    }
     const wanted = filter.value.trim().toLowerCase();
     const found = functions.filter((one) => `${one.namespace}/${one.name}`.toLowerCase().includes(wanted));
     const heads = ["Function", "Now", ">Version", ">Import", ">Load", ">Warm", ">In memory", ">Limit", "Deployed"];
-    replace(list, table(`${found.length} functions`, heads, found.map((one) => {
+    replace(list, table(count(found.length, "function"), heads, found.map((one) => {
       const now = states?.get(`${one.namespace}/${one.name}`);
       const costs = one.production ?? one.profile ?? {};
       return [
@@ -33,7 +38,7 @@ export function show(main) {
         String(one.version), ms(costs.import_ms), ms(costs.load_ms), ms(costs.warm_ms), mb(costs.loaded_mb), mb(one.memory_mb),
         date(one.created),
       ];
-    }), functions.length ? "none of that name" : "nothing is deployed: `instainfer deploy PATH`"));
+    }), "none of that name"));
   }
 
   filter.addEventListener("input", draw);

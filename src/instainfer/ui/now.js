@@ -1,6 +1,7 @@
 // What there is this second: figures of the last minute, the node, containers and what is in them, what changed.
 
-import { clock, facts, h, mb, ms, none, number, percent, seconds, svg, table, toFunction, when } from "./dom.js";
+import { clock, facts, h, link, mb, ms, none, number, percent, seconds, svg, table, toFunction, when } from "./dom.js";
+import { hello } from "./hello.js";
 import { CHANGES, recent } from "./recent.js";
 
 export const title = () => "Now";
@@ -8,15 +9,19 @@ export const title = () => "Now";
 const REMEMBERED = 120; // events: two minutes of each figure
 const seen = { at: "", values: new Map() };
 
-export function show(main) {
+export function show(main, parts, app) {
   const tiles = h("div", { class: "tiles" });
+  const first = h("div");
+  const memory = h("h2");
+  const starts = h("div");
   const node = h("div");
   const containers = h("div", { class: "cards" });
   const zygotes = h("div");
   const changes = h("div");
   main.append(
-    tiles,
-    h("h2", null, "Memory of the node"), node,
+    first, tiles,
+    h("h2", null, "How the requests of the last minute began"), starts,
+    memory, node,
     h("h2", null, "Containers"), legend(), containers,
     h("h2", null, "Library zygotes"), zygotes,
     h("h2", null, "What changed in the last minute"), changes,
@@ -27,14 +32,18 @@ export function show(main) {
       if (event.anew && seen.at.split(".")[0] !== event.id.split(".")[0]) seen.values.clear();
       remember(event);
       when(tiles, [figures(now), event.id], () => figures(now).map((one) => tile(...one)));
+      when(memory, now.nodes?.length > 1, () =>
+        now.nodes?.length > 1 ? ["Memory of the nodes", " ", h("small", null, link(["cluster"], "each of them"))] : ["Memory of the node"]);
+      when(first, now.deployed === 0, () => [now.deployed === 0 && hello(app)]);
+      when(starts, now.rates.starts, () => began(now.rates.starts));
       when(node, [now.node, now.zygotes, now.policy], () => theNode(now));
       when(containers, [now.containers], () =>
         now.containers.length
           ? now.containers.map(box)
-          : [h("p", { class: "quiet" }, "There are none: the first request has one created.")],
+          : [h("p", { class: "quiet" }, "None: a request has one created, and it is kept for a while after.")],
       );
       when(zygotes, [now.zygotes], () => theZygotes(now.zygotes));
-      const young = recent(now.wall);
+      const young = recent(now.wall).filter((mark) => !mark.node || mark.container || mark.instance || now.nodes?.length > 1);
       when(changes, young, () => changed(young));
     },
   };
@@ -75,7 +84,7 @@ function remember({ id, now }) {
 }
 
 function tile(name, figure, key) {
-  return h("div", { class: "tile", "data-figure": key }, h("p", { class: "name" }, name), h("p", { class: "figure" }, figure),
+  return h("div", { class: "tile", "data-figure": key }, h("p", { class: "name" }, name), h("p", { class: key === "failed" && figure !== "0" ? "figure bad" : "figure" }, figure),
     spark(seen.values.get(key) ?? []));
 }
 
@@ -143,7 +152,7 @@ function box(container) {
 }
 
 function theZygotes(zygotes) {
-  if (!zygotes.length) return [h("p", { class: "quiet" }, "none")];
+  if (!zygotes.length) return [h("p", { class: "quiet" }, "None: no libraries are worth the memory now, or none can be forked.")];
   return [table("processes that have imported libraries, to be forked", ["Zygote", "State", ">Memory", ">Age", "~For"],
     zygotes.map((one) => [one.id, one.state, mb(one.bytes_mb), seconds(one.age_s), one.functions.join(", ")]))];
 }
@@ -152,4 +161,29 @@ function changed(marks) {
   return [table("what the platform did, latest first", ["Time", "What", "Function", "Container", ">Took", "~Why"],
     marks.map((one) => [clock(one.wall), CHANGES[one.what] ?? one.what, one.function ? toFunction(one.namespace, one.function) : none,
       one.container || one.instance || one.node, ms(one.ms), one.why]), "nothing")];
+}
+
+/** Start kind -> [class of its swatch, what it means], the best first. */
+const STARTS = {
+  warm: ["inference", "an instance was there that had served before"],
+  preloaded: ["ahead", "loaded ahead of the request, and not used before"],
+  attached: ["guest", "its pre-load was under way"],
+  cloned: ["warmup", "forked from a loaded instance"],
+  imported: ["import", "libraries were there, the model was not"],
+  forked: ["zygote", "forked from a process that has the libraries"],
+  cold: ["container", "nothing was there"],
+  none: ["queue", "it never got an instance"],
+};
+
+function began(starts) {
+  const all = Object.values(starts).reduce((sum, one) => sum + one, 0);
+  if (!all) return [h("p", { class: "quiet" }, "There were none.")];
+  const there = Object.entries(STARTS).filter(([name]) => starts[name]);
+  const said = there.map(([name]) => `${name} ${starts[name]}`).join(", ");
+  return [
+    h("div", { class: "meter", role: "img", "aria-label": said }, there.map(([name, [kind]]) =>
+      h("span", { class: kind, style: { width: `${(100 * starts[name]) / all}%` } }))),
+    h("ul", { class: "legend", id: "starts" }, there.map(([name, [kind, meaning]]) =>
+      h("li", null, h("span", { class: `swatch ${kind}` }), h("strong", null, `${name} ${number(starts[name])}`), ` ${meaning}`))),
+  ];
 }

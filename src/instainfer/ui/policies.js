@@ -1,7 +1,7 @@
 // The policy in force beside its shadows: what each made of the same requests.
 
 import { get } from "./api.js";
-import { date, facts, h, ms, none, number, percent, replace, seconds, table } from "./dom.js";
+import { date, facts, h, ms, none, number, percent, prose, replace, seconds, table } from "./dom.js";
 import { troubled } from "./trouble.js";
 
 export const title = () => "Policies";
@@ -41,11 +41,10 @@ export function show(main) {
 
 function rows({ since, policies }) {
   if (!policies.length) {
-    return [h("p", { class: "quiet" }, "There are none. A setting names them: policy.shadow, such as [\"tyche\", \"none\"].")];
+    return [h("p", { class: "quiet" }, prose("There are none. A setting names them, such as `policy.shadow = [\"tyche\", \"none\"]`: then they decide on the same requests and do nothing, and are compared here."))];
   }
-  const heads = ["Policy", "~State", ">Invocations", ">Saved of loading", ">Saved", ">Pre-loaded", ">Warm", ">Cold", ">Mean", ">p99", ">Memory", ">Wasted"];
+  const heads = ["Policy", policies.some((one) => one.reason) ? "~State" : "State", ">Invocations", ">Saved of loading", ">Saved", ">Pre-loaded", ">Warm", ">Cold", ">Mean", ">p99", ">Memory", ">Wasted"];
   const known = policies.some((one) => one.saved_fraction !== null);
-  const best = Math.max(...policies.map((one) => one.saved_fraction ?? 0), 1e-9);
   return [
     h("p", { class: "quiet" }, `Of the same requests since ${since ? date(since) : none}. A shadow decides and does nothing.`),
     table("what became of the requests, and what would have", heads, policies.map((one) => [
@@ -56,9 +55,9 @@ function rows({ since, policies }) {
       one.memory_gb_s === null ? none : `${number(one.memory_gb_s)} GB·s`, one.wasted_gb_s === null ? none : `${number(one.wasted_gb_s)} GB·s`,
     ])),
     known && h("h3", null, "Share of loading latency saved"),
-    known && h("ul", { class: "plain" }, policies.map((one) => h("li", null,
+    known && h("ul", { class: "plain bars" }, policies.map((one) => h("li", null,
       h("span", { class: "meter", role: "img", "aria-label": percent(one.saved_fraction), style: { width: "60%" } },
-        h("span", { class: one.shadow ? "guest" : "own", style: { width: `${(100 * Math.max(one.saved_fraction ?? 0, 0)) / best}%` } })),
+        h("span", { class: one.shadow ? "guest" : "own", style: { width: `${100 * Math.max(one.saved_fraction ?? 0, 0)}%` } })),
       `${one.mode}${one.shadow ? "" : " (in force)"} ${percent(one.saved_fraction)}`))),
   ].filter(Boolean);
 }

@@ -1,7 +1,7 @@
 // One row a function, each invocation a bar of its phases, what was loaded ahead as marks. Drawn on one canvas of the
 // size that is seen, so that thousands of rows and a hundred thousand bars cost no more than those in view.
 
-import { clock, h, ms, replace, seconds, table, toFunction, toWhy } from "./dom.js";
+import { clock, count, h, ms, replace, seconds, table, toFunction, toWhy } from "./dom.js";
 import { legend } from "./phases.js";
 import { PHASES, STARTS, store } from "./store.js";
 
@@ -192,8 +192,8 @@ export function show(main) {
     pen.restore();
     const when = view.end === null ? "now" : clock(to);
     canvas.setAttribute("aria-label",
-      `Timeline of ${numbers.length} functions over ${seconds(view.span)} until ${when}. Arrow keys move, plus and minus zoom; the table below lists what is in view.`);
-    told.textContent = `${numbers.length} functions, ${store.size.toLocaleString("en")} invocations kept; ${seconds(view.span)} until ${when}.`;
+      `Timeline of ${count(numbers.length, "function")} over ${seconds(view.span)} until ${when}. Arrow keys move, plus and minus zoom; the table below lists what is in view.`);
+    told.textContent = `${count(numbers.length, "function")}, ${store.size.toLocaleString("en")} invocations kept; ${seconds(view.span)} until ${when}.`;
   }
 
   function bars(pen, slots, place, y, height, { from, to, x, colours, wanted, bad }) {
@@ -244,7 +244,7 @@ export function show(main) {
     found.sort((a, b) => b.wall - a.wall);
     replace(list, table(`the latest ${LISTED} at most`, ["Time", "Function", "Start", ">Took", "State", "Why"],
       found.map((one) => [clock(one.wall), toFunction(...one.name.split("/")), one.start || "none", ms(one.took),
-        one.failed ? "failed" : "ok", toWhy(one.id)]), "nothing in view"));
+        one.failed ? h("span", { class: "bad" }, "failed") : "ok", toWhy(one.id)]), "nothing in view"));
   }
 
   const again = () => { draw(); listed(); };

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { compare, legend, plain } from "./phases.js";
-import { date, facts, h, mb, ms, none, number, percent, seconds, short, table, toFunction } from "./dom.js";
+import { date, facts, h, mb, ms, none, number, percent, prose, seconds, short, table, toFunction } from "./dom.js";
 import { troubled } from "./trouble.js";
 
 export const title = ([id]) => `Why ${short(id ?? "")}`;
@@ -48,7 +48,7 @@ function page(told, others, logs) {
     ]),
     h("h2", null, "Where the time went"), legend(), compare(rows),
     h("h2", null, "What would have made it faster"),
-    told.advice.length ? h("ul", null, told.advice.map((line) => h("li", null, line))) : h("p", null, "Nothing: it found what it needed in memory."),
+    told.advice.length ? h("ul", null, told.advice.map((line) => h("li", null, prose(line)))) : h("p", null, "Nothing: it found what it needed in memory."),
     h("h2", null, "What was expected then"),
     facts([
       ["Predictor", told.predictor],
@@ -63,7 +63,7 @@ function page(told, others, logs) {
         made.ago_s >= 0 ? `${seconds(made.ago_s)} before` : `${seconds(-made.ago_s)} after`,
         made.what, made.why, ms(made.saves_s === null ? null : made.saves_s * 1000), mb(made.weight_mb),
         percent(made.probability), made.displaced.join(", ") || none,
-      ])),
+      ]), "none"),
     ...(one.error ? [h("h2", null, "Error"), h("p", { class: "bad" }, one.error), one.hint && h("p", null, one.hint), one.trace && h("pre", { tabindex: 0 }, one.trace)] : []),
     h("h2", null, "What it printed"),
     logs.length ? h("pre", { tabindex: 0, class: "logs" }, logs.map((line) => line.text).join("")) : h("p", { class: "quiet" }, "nothing"),
