@@ -67,6 +67,18 @@ class Cluster(Section, frozen=True, kw_only=True):
     lost_s: Seconds = 3.0  # an agent out of reach for so long is lost; by then it has ended what it ran
 
 
+class Gateway(Section, frozen=True, kw_only=True):
+    """Of `instainfer gateway`."""
+
+    servers: Names = ()  # that may serve, http://HOST:PORT each; requests go to the one that does
+    host: str = "127.0.0.1"
+    port: Port = 3233  # 0: any free one
+    hold: Count = 1000  # requests that wait while no server serves
+    hold_memory: Size = 256 * MB  # of bodies that wait, or may have to be sent again
+    hold_s: Seconds = 60.0  # longest wait of each
+    drain_s: Seconds = 10.0  # how long a stop waits for requests under way
+
+
 class Sandbox(Section, frozen=True, kw_only=True):
     kind: Literal["auto", "linux", "process"] = "auto"
     pids: Positive = 256  # processes per container
@@ -128,6 +140,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     server: Server = Server()
     node: Node = Node()
     cluster: Cluster = Cluster()
+    gateway: Gateway = Gateway()
     sandbox: Sandbox = Sandbox()
     policy: Policy = Policy()
     environments: Environments = Environments()

@@ -22,7 +22,16 @@ from instainfer.clock import Clock
 from instainfer.core import actions as act
 from instainfer.core import events as ev
 from instainfer.core.platform import Platform
-from instainfer.errors import BY_CODE, Conflict, InstaInferError, NotFound, Overloaded, Unavailable, from_problem
+from instainfer.errors import (
+    BY_CODE,
+    Conflict,
+    InstaInferError,
+    NotFound,
+    Overloaded,
+    Stopping,
+    Unavailable,
+    from_problem,
+)
 from instainfer.eventlog import EventLog
 from instainfer.foresight import Foresight
 from instainfer.model import FunctionSpec
@@ -179,7 +188,8 @@ class Controller:
             self._draining = self._loop.create_future()
             await asyncio.wait([self._draining], timeout=seconds)
         for ticket in list(self._tickets.values()):
-            self._fail(ticket, Unavailable("the server is stopping", hint="send it again", retry_after_s=5))
+            kind = Unavailable if ticket.instance else Stopping  # which is for what was not begun
+            self._fail(ticket, kind("the server is stopping", hint="send it again", retry_after_s=5))
 
     async def aclose(self) -> None:
         for timer in self._timers.values():

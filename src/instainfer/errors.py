@@ -20,7 +20,10 @@ InstaInferError                         500  something of ours broke
 ├── Cancelled                           499  the caller went away before its turn came; kept in records only
 ├── OverQuota                           429  the namespace's own limit; carries retry_after_s where waiting helps
 ├── Overloaded                          503  queue full or no memory free; carries retry_after_s
-└── Unavailable                         503  the platform is starting or stopping, or a sandbox cannot be made
+├── Unavailable                         503  the platform is starting or stopping, or a sandbox cannot be made
+│   ├── Stopping                        503  this server ends and has not begun it: another one may have it
+│   └── NoServer                        503  a gateway's: it waited for a server that serves, or had no room to
+└── Interrupted                         502  a gateway's: the server went away with it, and may have begun it
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ class InstaInferError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
+    again: ClassVar[bool] = False  # whoever sends it again, to whichever server, does not have it run twice
 
     def __init__(
         self,
@@ -166,6 +170,21 @@ class Overloaded(InstaInferError):
 class Unavailable(InstaInferError):
     status = 503
     code = "unavailable"
+
+
+class Stopping(Unavailable):
+    code = "stopping"
+    again = True
+
+
+class NoServer(Unavailable):
+    code = "no_server"
+    again = True
+
+
+class Interrupted(InstaInferError):
+    status = 502
+    code = "interrupted"
 
 
 def _tree(root: type[InstaInferError]) -> dict[str, type[InstaInferError]]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from instainfer.errors import Unavailable
 
@@ -36,6 +37,39 @@ def url(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Swept(HttpToolsProtocol):
+    """A connection of uvicorn's that knows when it heard something last of a request that is not whole."""
+
+    _heard: float | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._heard = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
+        super().data_received(data)
+
+    def on_message_complete(self) -> None:
+        self._heard = None
+        super().on_message_complete()
+
+    def let_go(self, before: float) -> None:
+        """Close the connection if its client began a request and has sent nothing since then: it would cost a
+        descriptor for as long as it likes."""
+        if self._heard is not None and self._heard < before:
+            self.transport.close()
+
+
+async def sweep(connections: set[Any], seconds: float) -> None:
+    """Let clients go that began a request and went silent. `connections`: Swept ones."""
+    while True:
+        await asyncio.sleep(seconds / 4)
+        before = asyncio.get_running_loop().time() - seconds
+        for connection in tuple(connections):
+            connection.let_go(before)
+
+
 class _Server(uvicorn.Server):
     """Several may run in one loop, so signals are left to whoever runs it. `up` is set once it listens."""
 
@@ -54,10 +88,10 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: Any, bound: socket.socket, *, http: Any = "httptools", **options: Any
+    app: Any, bound: socket.socket, *, http: Any = "httptools", end_s: float = SHUTDOWN_S, **options: Any
 ) -> AsyncIterator[set[Any]]:
     """Serve the ASGI app on the socket within the context, which gets the set of its connections; `http` and
-    `options` are uvicorn's."""
+    `options` are uvicorn's. At its end what is under way has `end_s` more."""
     server = _Server(
         uvicorn.Config(
             app,
@@ -68,7 +102,7 @@ async def serving(
             log_config=None,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_S,
+            timeout_graceful_shutdown=int(end_s),
             **options,
         )
     )

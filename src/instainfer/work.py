@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from instainfer.books import Ticket
 from instainfer.clock import Clock
 from instainfer.controller import Controller
-from instainfer.errors import Conflict, InstaInferError, NotFound, Overloaded, Unavailable, from_problem
+from instainfer.errors import Conflict, InstaInferError, NotFound, Overloaded, Stopping, Unavailable, from_problem
 from instainfer.model import Attempt, FunctionSpec, Job, JobState
 from instainfer.store.base import Store
 from instainfer.store.commits import Commits
@@ -32,7 +32,7 @@ from instainfer.store.commits import Commits
 log = logging.getLogger("instainfer.work")
 
 #: Errors after which another attempt may do better: what failed was not the function's answer.
-AGAIN = frozenset({"unavailable", "overloaded", "instance_crashed"})
+AGAIN = frozenset({"unavailable", "stopping", "overloaded", "instance_crashed"})
 BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
 #: Of one function at a time: what its instances can run, and a few so that none waits for the store.
@@ -109,7 +109,7 @@ class Work:
         """A job that is committed: a new one, or the one that has this key already, over or not. Raises Conflict
         where the key came with another body, Overloaded where too many wait, Unavailable."""
         if self._stopping:
-            raise Unavailable("the server is stopping", hint="send it again", retry_after_s=5)
+            raise Stopping("the server is stopping", hint="send it again", retry_after_s=5)
         if not key:
             return await self._commit(self._new(spec, content_type, body))
         # One after the other: whoever comes second must not be told of a job that is not committed.

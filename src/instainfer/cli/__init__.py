@@ -11,6 +11,7 @@ from instainfer.cli import (  # noqa: F401 # importing them registers their verb
     cluster,
     deploy,
     functions,
+    gateway,
     invoke,
     jobs,
     measure,
@@ -31,7 +32,8 @@ __all__ = ["app", "main"]
 #: As `--help` lists them: the order in which one meets them.
 VERBS = (
     *("serve", "deploy", "invoke", "jobs", "ls", "get", "delete", "logs", "activations", "ps", "top", "why"),
-    *("preload", "offload", "hint", "pin", "unpin", "namespace", "status", "policies", "agent", "cluster"),
+    *("preload", "offload", "hint", "pin", "unpin", "namespace", "status", "policies"),
+    *("agent", "cluster", "gateway"),
     *("simulate", "replay", "report", "profile", "demo", "bench", "version"),
 )
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from instainfer.books import Ticket
 from instainfer.errors import InstaInferError, NotAllowed
 from instainfer.gateway.access import OWNER, Principal
 from instainfer.gateway.invoke import PREFIX, Invoke, last_part
 from instainfer.gateway.problems import render
+from instainfer.listening import Swept
 
 _PREFIX = PREFIX.encode()
 
@@ -54,7 +55,7 @@ class Call:
         self.protocol.part(self, ticket, kind, body)
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(Swept):
     """`asks`: whether a key is asked for, where there are any."""
 
     def __init__(self, *args: Any, hot: Invoke, asks: bool = True, **options: Any) -> None:
@@ -62,21 +63,6 @@ class Protocol(HttpToolsProtocol):
         self._hot = hot
         self._asks = asks
         self._call: Call | None = None  # while its body comes in
-        self._heard: float | None = None  # when something came last of a request that is not whole
-
-    def data_received(self, data: bytes) -> None:
-        self._heard = self.loop.time()
-        super().data_received(data)
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._heard = self.loop.time()
-
-    def let_go(self, before: float) -> None:
-        """Close the connection if its client began a request and has sent nothing since then: it would cost a
-        descriptor for as long as it likes."""
-        if self._heard is not None and self._heard < before:
-            self.transport.close()
 
     def on_headers_complete(self) -> None:
         self._call = call = self._begin() if self.url.startswith(_PREFIX) else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from instainfer.clock import Clock
 from instainfer.config import Settings
 from instainfer.controller import Controller
 from instainfer.errors import InstaInferError
+from instainfer.gateway.fronts import Fronts
 from instainfer.membership import Membership
 from instainfer.sandbox.base import Sandbox
 from instainfer.shadow.watch import Shadows
@@ -33,6 +35,9 @@ class Health:
     epoch: str  # of this start of the server
     started: float
     shadows: Shadows
+    number: int = 0  # of this server among all that ever had its database; 0: nobody else can have it
+    asks: Callable[[], bool] = lambda: False  # whether anyone is asked for a key
+    fronts: Fronts = field(default_factory=Fronts)
     stopping: bool = False
 
     def isolation(self) -> dict[str, Any]:
@@ -56,6 +61,14 @@ class Health:
             parts["node"] = "no node has joined"
         return {"ready": all(state == "ok" for state in parts.values()), "parts": parts}
 
+    def serving(self) -> dict[str, str]:
+        """What gateways go by, as headers."""
+        return {
+            "x-instainfer-serving": "no" if self.stopping else "yes",
+            "x-instainfer-number": str(self.number),
+            "x-instainfer-keys": "asked" if self.asks() else "none",
+        }
+
     def status(self) -> dict[str, Any]:
         policy = self.settings.policy
         return {
@@ -64,5 +77,7 @@ class Health:
             **self.isolation(),
             "policy": {"mode": policy.mode, "predictor": self.predictor, "keep_alive": policy.keep_alive},
             "memory_mb": self.memory / 1e6,
+            "number": self.number,
+            "gateways": self.fronts.now(self.clock.now()),
             "records_dropped": self.writer.dropped,
         }

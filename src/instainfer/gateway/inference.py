@@ -27,15 +27,15 @@ from instainfer.errors import (
     InvocationFailed,
     LoadFailed,
     NotFound,
+    Stopping,
     TooLarge,
-    Unavailable,
     WrongMethod,
 )
 from instainfer.gateway import present
 from instainfer.gateway.access import Principal, who_asks
 from instainfer.gateway.health import Health
 from instainfer.gateway.invoke import ClientGone, Invoke, Response, read
-from instainfer.gateway.problems import render
+from instainfer.gateway.problems import AGAIN, render
 from instainfer.model import FunctionSpec, Role, Tensor
 from instainfer.runtime.payloads import TENSORS
 
@@ -43,6 +43,7 @@ PREFIX = "/v2"
 HOME = "default"  # the namespace whose functions the owner calls by their bare names
 HEADER = b"inference-header-content-length"
 PLATFORM = "instainfer"
+_OF_ERRORS = (b"retry-after", AGAIN[0])
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
 ALIGNED = 64  # where in its body the first binary tensor begins: so that no library need copy it
 LARGEST_WISH = 1 << 20  # bytes of a body that says no more than what to load or to list
@@ -216,7 +217,7 @@ class Inference:
             error = InvocationFailed("the function's answer is not one of tensors", function=ticket.spec.key)
         assert error is not None
         status, headers, body = failed(error)
-        return status, [*headers, *(one for one in told if one[0] != b"retry-after")], body
+        return status, [*headers, *(one for one in told if one[0] not in _OF_ERRORS)], body
 
     async def _body(self, scope: Any, receive: Any, limit: int, header: int | None = None) -> bytes:
         """All of it, with blanks behind its header of `header` bytes up to a multiple of ALIGNED."""
@@ -254,7 +255,7 @@ def failed(error: InstaInferError) -> Response:
     """An error in the protocol's words."""
     status, headers, _ = render(error)
     body = json.dumps({"error": error.message}, ensure_ascii=False).encode("utf-8", "replace")
-    kept = [one for one in headers if one[0] == b"retry-after"]
+    kept = [one for one in headers if one[0] in _OF_ERRORS]
     return status, [*_headers(body), *kept], body
 
 
@@ -354,8 +355,8 @@ def _nowhere(path: str) -> NotFound:
     return NotFound(f"there is nothing at {path}", hint="the Open Inference Protocol v2 says what there is")
 
 
-def _stopping() -> Unavailable:
-    return Unavailable("the server is stopping", hint="send it again", retry_after_s=5)
+def _stopping() -> Stopping:
+    return Stopping("the server is stopping", hint="send it again", retry_after_s=5)
 
 
 def _too_large(limit: int) -> TooLarge:

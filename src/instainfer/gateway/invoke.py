@@ -12,9 +12,9 @@ from typing import Any
 
 from instainfer.books import Ticket
 from instainfer.controller import Controller
-from instainfer.errors import BadInput, InstaInferError, NotFound, TooLarge, Unavailable, WrongMethod
+from instainfer.errors import BadInput, InstaInferError, NotFound, Stopping, TooLarge, WrongMethod
 from instainfer.gateway.access import Access, Principal, who_asks
-from instainfer.gateway.problems import render
+from instainfer.gateway.problems import AGAIN, render
 from instainfer.model import FunctionSpec, Job
 from instainfer.work import Work, error_of
 
@@ -100,7 +100,10 @@ class Invoke:
         if later:
             return accepted(job)
         done = await self.work.result(job)
-        return outcome(done, replayed=job.over) if done.over else accepted(done)
+        if done.over:
+            return outcome(done, replayed=job.over)
+        status, headers, body = accepted(done)
+        return status, [*headers, AGAIN], body  # the server is stopping: the next one has the answer
 
     def response(self, ticket: Ticket) -> Response:
         """Status, headers and body of an answered one."""
@@ -141,7 +144,7 @@ class Invoke:
         namespace, _, name = key.partition("/")
         who.check(namespace)
         if self.stopping:
-            raise Unavailable("the server is stopping", hint="send it again", retry_after_s=5)
+            raise Stopping("the server is stopping", hint="send it again", retry_after_s=5)
         if size > self.max_body:
             raise self._too_large(key)
         spec = self.controller.specs.get(key)

@@ -19,6 +19,7 @@ from instainfer.deploy import Deployer
 from instainfer.errors import BadInput, Conflict, InstaInferError, NotAllowed, NotFound, TooLarge, WrongMethod
 from instainfer.gateway import namespaces, present
 from instainfer.gateway.access import Access, Principal
+from instainfer.gateway.fronts import HELLO
 from instainfer.gateway.health import Health
 from instainfer.gateway.invoke import accepted, outcome
 from instainfer.gateway.live import Events, Feed
@@ -108,8 +109,11 @@ def application(
         return response
 
     @app.get("/livez", tags=["health"])
-    async def livez() -> dict[str, str]:
-        """The process answers."""
+    async def livez(request: Request, response: Response) -> dict[str, str]:
+        """The process answers. Its headers say whether it takes requests: gateways ask for them."""
+        response.headers.update(health.serving())
+        if (said := request.headers.get(HELLO)) is not None:
+            health.fronts.heard(said, health.clock.now())
         return {"status": "alive"}
 
     @app.get("/readyz", tags=["health"])

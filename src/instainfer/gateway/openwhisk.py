@@ -37,6 +37,7 @@ from instainfer.gateway import actions
 from instainfer.gateway.access import who_asks
 from instainfer.gateway.invoke import Invoke
 from instainfer.gateway.invoke import Response as Refusal
+from instainfer.gateway.problems import AGAIN
 from instainfer.model import Activation, FunctionSpec, Job, Role
 from instainfer.store.base import Answered, Store
 from instainfer.store.writer import BatchWriter
@@ -329,6 +330,8 @@ def _answered(handler: Handler) -> Handler:
             headers = {}
             if error.retry_after_s is not None:
                 headers["retry-after"] = str(math.ceil(error.retry_after_s))
+            if error.again:
+                headers[AGAIN[0].decode()] = AGAIN[1].decode()
             return JSONResponse(body, status, headers)
 
     return answer

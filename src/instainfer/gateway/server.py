@@ -42,7 +42,7 @@ from instainfer.gateway.health import Health
 from instainfer.gateway.live import Feed
 from instainfer.gateway.openwhisk import OpenWhisk
 from instainfer.gateway.problems import render
-from instainfer.listening import bind, serving, url
+from instainfer.listening import bind, serving, sweep, url
 from instainfer.membership import Membership
 from instainfer.observe import Metrics
 from instainfer.policies import registry
@@ -196,14 +196,14 @@ async def _compose(
 
     alone = not settings.cluster.address
     agent = await compose(settings) if alone else None
+    # of all servers that ever served from this database, this is the latest: what agents and gateways go by
+    number = 0 if alone and lease is None else await asyncio.to_thread(store.next_epoch)
     if agent is not None:
         backend: ClusterBackend = Embedded(agent, settings.node.memory)
-        number = 0
     else:
-        number = await asyncio.to_thread(store.next_epoch)
         backend = members(settings, number)
     state, predictor = policies(settings)
-    state.era = f"e{number}" if number else ""
+    state.era = "" if alone else f"e{number}"
     names = {"mode": settings.policy.mode, "predictor": predictor, "keep_alive": settings.policy.keep_alive}
     events = EventLog(
         data / "events",
@@ -266,6 +266,8 @@ async def _compose(
         epoch,
         started=clock.now(),
         shadows=beside,
+        number=number,
+        asks=lambda: access.asked,
     )
     locked = functools.partial(door.publish, listening.getsockname()[1], admin.absolute())
     stack.callback(door.withdraw, listening.getsockname()[1])
@@ -301,7 +303,7 @@ async def _compose(
         direct = functools.partial(Protocol, hot=hot, asks=asks)
         app = _router(faces, access if asks else None)
         connections = await stack.enter_async_context(serving(app, bound, http=direct, access_log=False))
-        sweeping = asyncio.create_task(_sweep(connections, settings.limits.read_s))
+        sweeping = asyncio.create_task(sweep(connections, settings.limits.read_s))
         stack.callback(sweeping.cancel)
     pruning = asyncio.create_task(_prune(store, settings, clock))
     stack.callback(pruning.cancel)
@@ -414,15 +416,6 @@ def _router(faces: Sequence[Face], access: Access | None) -> App:
         await face.app(scope, receive, send)
 
     return route
-
-
-async def _sweep(connections: set[Any], seconds: float) -> None:
-    """Let clients go that began a request and went silent."""
-    while True:
-        await asyncio.sleep(seconds / 4)
-        before = asyncio.get_running_loop().time() - seconds
-        for connection in tuple(connections):
-            connection.let_go(before)
 
 
 async def _prune(store: SqlStore, settings: Settings, clock: BootClock) -> None:

@@ -1,0 +1,82 @@
+"""The gateway's process: composed, started, and taken down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import uvloop
+
+from instainfer.config import Settings, is_loopback
+from instainfer.errors import BadSettings
+from instainfer.front.forward import Forward, Protocol
+from instainfer.front.hold import Hold
+from instainfer.front.servers import Server, Servers
+from instainfer.listening import bind, serving, sweep, url
+
+log = logging.getLogger("instainfer.gateway")
+
+
+def run(settings: Settings, ready: Callable[[str], None]) -> None:
+    """Until SIGINT or SIGTERM; a second one ends at once. `ready` is told the URL. Raises BadSettings, Unavailable
+    where its address cannot be listened on."""
+    uvloop.run(_run(settings, ready))
+
+
+async def _run(settings: Settings, ready: Callable[[str], None]) -> None:
+    wanted = settings.gateway
+    if not wanted.servers:
+        raise BadSettings("a gateway needs a server", hint="--server http://HOST:PORT, of each that may serve")
+    there = [Server(one) for one in wanted.servers]
+    stop = asyncio.Event()
+
+    def signalled() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signalled)
+    async with AsyncExitStack() as stack:
+        listening = bind(wanted.host, wanted.port)
+        stack.callback(listening.close)
+        where = url(listening)
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+
+        def hello() -> dict[str, Any]:
+            return {
+                "name": name,
+                "url": where,
+                "held": hold.held,
+                "sent_again": forward.sent_again,
+                "refused": hold.refused,
+                "interrupted": forward.interrupted,
+            }
+
+        servers = Servers(there, public=not is_loopback(wanted.host), hello=hello)
+        hold = Hold(servers, most=wanted.hold, memory=wanted.hold_memory, seconds=wanted.hold_s)
+        forward = Forward(servers, hold)
+        stack.push_async_callback(servers.aclose)
+        servers.start()
+        connections = await stack.enter_async_context(
+            serving(
+                forward,
+                listening,
+                http=Protocol,
+                end_s=wanted.drain_s,
+                access_log=False,
+                date_header=False,
+            )
+        )
+        stack.callback(asyncio.create_task(sweep(connections, settings.limits.read_s)).cancel)
+        ready(where)
+        await stop.wait()
+        log.info("stopping: waiting up to %g s for what is under way", wanted.drain_s)
+        servers.stop_waiting()

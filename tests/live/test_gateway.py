@@ -1,0 +1,184 @@
+"""Gateways in front of a server that is killed, restarted and replaced under load: what callers see of it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from instainfer.client import Client
+from tests.live.server_helpers import PATIENCE_S, Server, archive, environment, eventually
+from tests.live.test_cluster import FUNCTION, KEY, Agents
+
+pytestmark = pytest.mark.slow
+
+
+class Gateway:
+    def __init__(self, *servers: str, variables: Mapping[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "instainfer.cli", "gateway", "--port", "0"]
+        command += [part for url in servers for part in ("--server", url)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(variables)
+        )
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        assert said.startswith("instainfer gateway at http://"), said
+        self.url = said.split()[-1]
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+        self.client = Client(self.url, SECRET)
+
+    def close(self) -> None:
+        self.http.close()
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            assert self.process.wait(30) == 0
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def gateway(*servers: str, variables: Mapping[str, str] | None = None) -> Iterator[Gateway]:
+    made = Gateway(*servers, variables=variables)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Callers:
+    """One for each name, at either gateway in turn when one cannot be reached."""
+
+    def __init__(self, urls: list[str], functions: list[str], *, keys: bool) -> None:
+        self._urls, self._keys = urls, keys
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(len(functions))
+        self.answered = 0
+        self.refused: list[tuple[int, str]] = []  # status and code
+        self.moved = 0
+        self._running = [self._pool.submit(self._call, name) for name in functions]
+
+    def _call(self, name: str) -> None:
+        n = at = 0
+        with httpx.Client(timeout=PATIENCE_S, trust_env=False) as http:
+            while not self._stop.is_set():
+                n += 1
+                headers = {"authorization": f"Bearer {SECRET}"}
+                if self._keys:
+                    headers["idempotency-key"] = f"{threading.get_ident()}-{n}"
+                while True:
+                    try:
+                        url = f"{self._urls[at]}/f/ns/{name}"
+                        answer = http.post(url, json={"n": n, "s": 0.02}, headers=headers)
+                        break
+                    except httpx.TransportError:
+                        at = (at + 1) % len(self._urls)
+                        self.moved += 1
+                if answer.status_code == 200:
+                    assert answer.json()["n"] == n
+                    self.answered += 1
+                else:
+                    self.refused.append((answer.status_code, answer.json()["type"].rpartition(":")[2]))
+
+    def more(self, count: int = 20) -> None:
+        until = self.answered + count
+        eventually(lambda: self.answered >= until or any(one.done() for one in self._running))
+
+    def stop(self) -> None:
+        self._stop.set()
+        for one in self._running:
+            one.result(90)
+        self._pool.shutdown()
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> Iterator[Agents]:
+    made = Agents(tmp_path, "a", "b")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Fixed(Server):
+    """On the same port at every start."""
+
+    def start(self) -> None:
+        if "--port" not in self._flags and self._port:
+            self._flags = (*self._flags, "--port", str(self._port))
+        super().start()
+        self._port = int(self.url.rpartition(":")[2])
+
+    _port = 0
+
+
+SECRET = "k" * 40
+STREAM = "def handler(event):\n    for n in range(3):\n        yield {'n': n}\n"
+
+
+def test_a_server_that_is_killed_and_one_that_is_restarted_refuse_nobody(agents: Agents) -> None:
+    variables = {
+        "INSTAINFER_CLUSTER__KEY": KEY,
+        "INSTAINFER_CLUSTER__LOST_S": "2",
+        "INSTAINFER_LIMITS__ATTEMPTS": "20",
+        "INSTAINFER_SERVER__API_KEY": SECRET,
+    }
+    with (
+        Fixed(agents.directory, "--cluster", agents.address(), variables=variables) as server,
+        gateway(server.url) as one,
+        gateway(server.url) as other,
+    ):
+        _all_faces(one)
+        plain = Callers([one.url, other.url], ["f"] * 2, keys=False)
+        keyed = Callers([other.url, one.url], ["f"] * 2, keys=True)
+        both = (plain, keyed)
+        for each in both:
+            each.more()
+        server.kill()
+        server.start()
+        for each in both:
+            each.more()
+        assert server.term() == 0  # which lets what runs end
+        server.start()
+        for each in both:
+            each.more()
+        shown = {gate["url"]: gate for gate in server.client.status()["gateways"]}
+        assert set(shown) == {one.url, other.url}
+        assert sum(gate["sent_again"] for gate in shown.values()) > 0
+        assert not any(gate["refused"] for gate in shown.values())
+        one.process.kill()  # its callers go to the other one
+        one.process.wait()
+        for each in both:
+            each.more()
+            each.stop()
+        assert plain.moved and not keyed.refused
+        # what ran when the server was killed: one request of each caller at most
+        assert len(plain.refused) <= 2
+        assert all(said == (502, "interrupted") for said in plain.refused)
+
+
+def _all_faces(front: Gateway) -> None:
+    """Keys, management, streams and answers that come later."""
+    assert front.http.post("/f/ns/stream", json={}).status_code == 401
+    for name, source in (("f", FUNCTION), ("stream", STREAM)):
+        package = archive({"main.py": source.encode()})
+        *_, last = front.client.deploy("ns", name, package, {"memory": "64MB", "clone": False})
+        assert last["event"] == "deployed"
+    front.http.headers["authorization"] = f"Bearer {SECRET}"
+    got = front.http.post("/f/ns/stream", json={})
+    assert got.headers["content-type"] == "text/event-stream" and got.text.count("data: ") == 3
+    assert got.headers["x-instainfer-activation"] and got.headers["transfer-encoding"] == "chunked"
+    assert front.http.get("/v2/models/ns/stream").status_code == 200
+    assert front.http.get("/api/v1/namespaces/ns/actions").json()[0]["name"] in ("f", "stream")
+    later = front.http.post("/f/ns/f", json={"n": 1}, headers={"prefer": "respond-async"})
+    assert later.status_code == 202
+    where = later.json()["result"]
+    eventually(lambda: front.http.get(where).status_code == 200)
+    assert front.http.get(where).json()["n"] == 1
