@@ -238,6 +238,22 @@ class TestByHand:
         (other,) = Greedy().place([room("a", 200), room("b", 50, imported)], items)
         assert (other.container, other.weight) == ("a", 100)
 
+    def test_libraries_that_wait_are_raised_before_a_second_copy_is_loaded(self) -> None:
+        """Whatever the libraries are said to be worth once more: raising fits, and a copy would displace."""
+        imported, other = holding("n/f", 0.0, 1, IMPORTED), holding("n/g", 0.0, 1, Level.NONE)
+        for part, weight in ((1.0, 1), (2.0, 2)):  # a turn of the libraries alone, and one of the whole
+            items = [libraries("n/f", part, weight), model("n/f", part, 2)]
+            (one,) = Greedy().place([room("a", 2 + weight, imported), room("b", 0, other)], items)
+            assert (one.container, one.level, one.displaced) == ("a", LOADED, ())
+
+    def test_libraries_that_wait_are_raised_where_room_came_free_meanwhile(self) -> None:
+        imported, large = holding("n/f", 1.0, 40, IMPORTED), holding("n/x", 1.3, 200)
+        items = [libraries("n/f", 0.0, 40), model("n/f", 1.2, 60), model("n/g", 1.4, 110)]
+        placed = Greedy(churn=0.0).place([room("a", 5, imported, large), room("b", 100)], items)
+        assert [(one.function, one.container, one.weight) for one in placed if one.function == "n/f"] == [
+            ("n/f", "a", 60)
+        ]
+
     def test_what_is_raised_does_not_give_way(self) -> None:
         imported = holding("n/f", 1.0, 40, IMPORTED)
         items = [libraries("n/f", 0.0, 40), model("n/f", 9.0, 10), model("n/g", 2.0, 50)]

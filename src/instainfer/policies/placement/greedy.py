@@ -23,7 +23,8 @@ class Greedy:
     the libraries the two are one item, and the libraries alone its second choice; otherwise the libraries go
     first and the model joins them, there or where both fit, when its turn comes. A LOADED item without an
     IMPORTED one is a whole function. Where a bin holds the function at IMPORTED, raising it takes only the
-    bytes that are missing. A `Held` of level NONE is good for nothing (of an older revision).
+    bytes that are missing, and comes before any further copy. A `Held` of level NONE is good for nothing (of
+    an older revision).
 
     If no bin has room, held items give way in the one bin where least value is lost, if that value times
     (1 + churn) is less than what the item brings: `churn` is the hysteresis that keeps two items of like
@@ -226,12 +227,12 @@ class _Pass:
                 if spot is not None and spot.level < option.level:
                     self._join(option, spot)
             elif spot is None:
-                if step is _Step.RAISE:
-                    self._raise(option)
-                elif step is _Step.WHOLE:
+                if name in self.raisable and self._raise(option):
+                    continue  # room may have come free since its own turn, which may also be still to come
+                if step is _Step.WHOLE:
                     value, weight = option.part_value + option.more_value, option.part_weight + option.more_weight
                     self._put(option, option.level, value, weight)
-                else:
+                elif step is _Step.PART:
                     self._put(option, Level.IMPORTED, option.part_value, option.part_weight)
         return self._assignments()
 
@@ -252,7 +253,7 @@ class _Pass:
             room, victims = found
         self._take(option.name, _Spot(room, level, value, weight, victims))
 
-    def _raise(self, option: _Option) -> None:
+    def _raise(self, option: _Option) -> bool:
         """Where it is, if room can be had; the first such container by id."""
         whole = option.part_weight + option.more_weight
         for room, held in self.raisable[option.name]:
@@ -264,7 +265,8 @@ class _Pass:
                 self._take(option.name, _Spot(room, option.level, option.more_value, weight, victims))
                 room.drop([held])  # what is being raised cannot give way,
                 room.resize(-held.bytes)  # nor has it made room
-                return
+                return True
+        return False
 
     def _join(self, option: _Option, spot: _Spot) -> None:
         """The model joins its libraries where they were put, else both move to where they fit."""
