@@ -1,8 +1,9 @@
 """Benchmarks: what the platform adds to a call, what each kind of start costs, what loading does and how much it
 serves, against the plain way of doing the same, side by side in one run.
 
-Every benchmark but `cluster`, which simulates, starts a server of its own with a private data directory on a free
-port and leaves nothing behind. How long it takes is set by the environment, see `plan`.
+Every benchmark but `cluster`, which simulates, and `placement`, which computes, starts a server of its own with a
+private data directory on a free port and leaves nothing behind. How long it takes is set by the environment, see
+`plan`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from instainfer.errors import BadInput
 
-NAMES = ("overhead", "starts", "load", "service", "cluster")
+NAMES = ("overhead", "starts", "load", "service", "cluster", "placement")
 
 
 def run(
@@ -29,12 +30,12 @@ def run(
     """Measure, print the table, and write {"version": 1, "command", "machine", "rows"} to `json_path` where one
     is given ("-" is stdout; the table then goes to stderr). `examples`: the folder of the example functions,
     by default the checkout's. Of `load`: `models`, all for None, or only the small ones (`quick`;
-    of `cluster` a small one); `rounds`, INSTAINFER_BENCH_ROUNDS for None, else 5; `picture`, where an SVG goes.
+    of `cluster` and `placement` a small one); `rounds`, INSTAINFER_BENCH_ROUNDS for None, else 5; `picture`, where an SVG goes.
 
     Raises BadInput for a name that is none of NAMES or settings that cannot be meant, and what the server or
     a function raised.
     """
-    from instainfer.bench import cluster, load, load_picture, overhead, service, starts
+    from instainfer.bench import cluster, load, load_picture, overhead, placement, service, starts
     from instainfer.bench.models import choose
     from instainfer.bench.plan import PREFIX, Plan
     from instainfer.bench.report import Report
@@ -54,6 +55,8 @@ def run(
             service.measure(plan, report)
         elif name == "cluster":
             cluster.measure(report, quick=quick)
+        elif name == "placement":
+            placement.measure(report, quick=quick)
         else:
             given = plan.rounds if f"{PREFIX}ROUNDS" in os.environ else load.ROUNDS
             load.measure(chosen, rounds or given, report)

@@ -21,6 +21,7 @@ class Benchmark(StrEnum):
     LOAD = "load"
     SERVICE = "service"
     CLUSTER = "cluster"
+    PLACEMENT = "placement"
 
 
 @command("demo", example="instainfer demo --json demo.json")
@@ -44,7 +45,7 @@ def bench(
     session: Session,
     name: Annotated[
         Benchmark,
-        typer.Argument(help="Of a call's cost, of starts, of loading, of how much is served, or of many nodes."),
+        typer.Argument(help="Of a call's cost, starts, loading, how much is served, many nodes, or placement passes."),
     ],
     json: Result = None,
     examples: Annotated[
@@ -54,7 +55,7 @@ def bench(
         str | None, typer.Option(metavar="A,B", help="For load: only these models, by their names in its table.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="For load: only three small models. For cluster: a small one.")
+        bool, typer.Option("--quick", help="For load: only three small models. For cluster and placement: a small one.")
     ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="For load: how often each start is taken [5].")] = None,
     picture: Annotated[
