@@ -254,6 +254,9 @@ class TestByHand:
             ("n/f", "a", 60)
         ]
 
+    def test_nothing_is_raised_without_a_model(self) -> None:
+        assert Greedy().place([room("c", 0, holding("n/f", 0.0, 1, IMPORTED))], [libraries("n/f", 1.0, 1)]) == []
+
     def test_what_is_raised_does_not_give_way(self) -> None:
         imported = holding("n/f", 1.0, 40, IMPORTED)
         items = [libraries("n/f", 0.0, 40), model("n/f", 9.0, 10), model("n/g", 2.0, 50)]

@@ -227,7 +227,7 @@ class _Pass:
                 if spot is not None and spot.level < option.level:
                     self._join(option, spot)
             elif spot is None:
-                if name in self.raisable and self._raise(option):
+                if option.more_value > 0.0 and name in self.raisable and self._raise(option):
                     continue  # room may have come free since its own turn, which may also be still to come
                 if step is _Step.WHOLE:
                     value, weight = option.part_value + option.more_value, option.part_weight + option.more_weight
