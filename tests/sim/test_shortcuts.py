@@ -134,7 +134,7 @@ def test_between_two_ticks_only_functions_that_were_called_are_asked_for_again()
 
 def test_in_the_pool_a_rate_holds_until_the_next_decision_or_call() -> None:
     base = Asked()
-    step: Predictor = Step(base)
+    step: Predictor = Step(base, ["a", "b"])
     assert isinstance(step, Step)
     for name in ("a", "b"):
         step.observe(name, 0.0)
@@ -146,3 +146,17 @@ def test_in_the_pool_a_rate_holds_until_the_next_decision_or_call() -> None:
     step.rate("a", 20.0)
     step.rate("b", 20.0)
     assert base.asked == ["a", "a", "a", "b"]
+
+
+def test_in_the_pool_the_rates_of_the_default_predictor_are_taken_together() -> None:
+    """And those of any other one by one."""
+    for base in (Hazard(), Asked()):
+        step = Step(base, ["a", "b", "c"])
+        for at in (0.0, 30.0, 61.0):
+            step.observe("a", at)
+        step.observe("b", 5.0)
+        step.renew()
+        assert step.rates(["b", "a", "c"], 70.0) == {name: base.rate(name, 70.0) for name in "abc"}
+        step.observe("a", 71.0)
+        held = step.rates(["a", "b", "c"], 72.0)
+        assert held["a"] == base.rate("a", 72.0) and held["b"] == base.rate("b", 70.0)

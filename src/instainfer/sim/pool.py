@@ -7,7 +7,7 @@ no copy is served outside the pool, at the cost of its loading latency; what bec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -25,6 +25,8 @@ from instainfer.policies.base import (
     Snapshot,
 )
 from instainfer.policies.predict.forecast import Forecast
+from instainfer.policies.predict.hazard import Hazard
+from instainfer.policies.predict.hazards import Hazards
 from instainfer.sim.costs import Workload
 from instainfer.sim.tally import ByClass, Call, Tally, Timeline
 
@@ -160,7 +162,11 @@ class Recording:
 
 class Step(Forecast):
     """The predictor, whose rates hold from one decision to the next for functions that are not called in between:
-    to ask for them is what a run costs."""
+    to ask for them is what a run costs. Those of the default predictor are taken together."""
+
+    def __init__(self, base: Predictor, functions: Sequence[str]) -> None:
+        super().__init__(base)
+        self._together = Hazards(base, functions) if type(base) is Hazard else None
 
     def renew(self) -> None:
         self._rates.clear()
@@ -168,6 +174,14 @@ class Step(Forecast):
     def observe(self, function: str, now: float) -> None:
         self._rates.pop(function, None)
         self.base.observe(function, now)
+        if self._together is not None:
+            self._together.observed(function)
+
+    def rates(self, functions: Iterable[str], now: float) -> dict[str, float]:
+        if self._together is not None and not self._rates:
+            self._rates = self._together.rates(now)
+        rate = self.rate
+        return {function: rate(function, now) for function in functions}
 
     def rate(self, function: str, now: float) -> float:
         rate = self._rates.get(function)
@@ -187,7 +201,7 @@ class Planned:
         self._pool = pool
         self._names = names
         self._policy = policy
-        self._predictor = Step(predictor)
+        self._predictor = Step(predictor, names)
         self._recording: Recording | None = None
         placement: Placement | None = getattr(policy, "placement", None)
         if placement is not None:

@@ -40,6 +40,11 @@ class GapCounts:
         weight, index = self._weight, bisect_right(EDGES, gap)
         self._beyond[:index] = [count + weight for count in self._beyond[:index]]
 
+    @property
+    def weighed(self) -> tuple[list[float], float]:
+        """What `beyond` tells it from: at each edge the gaps no shorter, and what the newest one weighs in them."""
+        return self._beyond, self._weight
+
     def beyond(self, gap: float) -> float:
         """How many lasted longer than `gap`, taken as even inside a bin."""
         index = bisect_right(EDGES, gap)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from instainfer.policies.base import HORIZON_S, Predictor
 
 #: An announced call may come this much earlier and later than said: clocks and people are inexact, and a
@@ -56,6 +58,11 @@ class Forecast:
                 rate += self.hinted(function, now)
             self._rates[function] = rate
         return rate
+
+    def rates(self, functions: Iterable[str], now: float) -> dict[str, float]:
+        """Of each of them."""
+        rate = self.rate
+        return {function: rate(function, now) for function in functions}
 
     def hinted(self, function: str, now: float) -> float:
         """The part of `rate` that comes from hints."""

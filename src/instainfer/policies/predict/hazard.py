@@ -36,7 +36,7 @@ _BURST_KEEPS = 0.7  # of what is known, at each gap: about the last three count
 _SPELL_KEEPS = 0.97  # about the last thirty that were in one
 _PAUSE_KEEPS = 0.98  # about the last fifty that were pauses
 #: Counts start as so many gaps of the long-run rate: enough that no length is impossible.
-_COUNTS_PRIOR = 0.5
+COUNTS_PRIOR = 0.5
 #: The n-th gap moves the shares by 2 / (n + 4): later ones count for more, as the experts knew little when they
 #: were asked of the first. In the long run by 3%: a function that has become another one is learned anew within
 #: some thirty gaps.
@@ -44,13 +44,13 @@ _SHARE_GAIN = 2.0
 _SHARE_PRIOR = 4.0
 _SHARE_STEP = 0.03
 #: What the long-run rate counts for beyond its share: no gap may be one that nobody expected.
-_FLOOR = 0.01
+FLOOR = 0.01
 
 #: Arrivals within this share of a window count as one: no decision could come between them, and a function under
 #: load costs next to nothing to observe.
 _TOGETHER = 0.1
 
-_IMPOSSIBLE = 1e-100
+IMPOSSIBLE = 1e-100
 _PAUSES, _SPELLS, _COUNTS, _TIMER, _EXPERTS = 1, 3, 4, 5, 6  # places among the experts
 
 
@@ -91,7 +91,7 @@ class _History:
             (pauses.seconds / (pauses.seconds + gap)) ** pauses.arrivals,
             (bursts.seconds / (bursts.seconds + gap)) ** bursts.arrivals,
             (spells.seconds / (spells.seconds + gap)) ** spells.arrivals,
-            (counts.beyond(gap) + _COUNTS_PRIOR * ever) / (counts.total + _COUNTS_PRIOR),
+            (counts.beyond(gap) + COUNTS_PRIOR * ever) / (counts.total + COUNTS_PRIOR),
             0.0 if timer is None else timer.outlasts(gap),
         )
         return answer
@@ -105,7 +105,7 @@ class _History:
         if self.timer is None:
             del likely[_TIMER]
         total = sum(likely)
-        if total > _IMPOSSIBLE:
+        if total > IMPOSSIBLE:
             shares = self.shares
             step = max(_SHARE_GAIN / (_SHARE_PRIOR + self.arrivals), _SHARE_STEP)
             scale = step * sum(shares[: len(likely)]) / total  # who was not asked keeps its share
@@ -156,6 +156,10 @@ class Hazard:
     def forget(self, function: str) -> None:
         self._histories.pop(function, None)
 
+    def history(self, function: str) -> _History:
+        """What is known of one that was observed; KeyError for any other. To read, not to change."""
+        return self._histories[function]
+
     def last(self, function: str) -> float | None:
         history = self._histories.get(function)
         return None if history is None else history.last
@@ -184,12 +188,12 @@ class Hazard:
 def _arrives(history: _History, idle: float, within: float) -> float:
     """Probability that a gap which has lasted `idle` ends in the next `within` seconds."""
     s0, s1, s2, s3, s4, s5 = history.shares
-    s0 += _FLOOR
+    s0 += FLOOR
     a0, a1, a2, a3, a4, a5 = history.lasts(idle)
     b0, b1, b2, b3, b4, b5 = history.lasts(idle + within)
     lasted = s0 * a0 + s1 * a1 + s2 * a2 + s3 * a3 + s4 * a4 + s5 * a5
     ended = s0 * (a0 - b0) + s1 * (a1 - b1) + s2 * (a2 - b2) + s3 * (a3 - b3) + s4 * (a4 - b4) + s5 * (a5 - b5)
-    if lasted <= _IMPOSSIBLE:  # longer than anyone expected: all that is left is the long-run rate
+    if lasted <= IMPOSSIBLE:  # longer than anyone expected: all that is left is the long-run rate
         waited = history.long_run.seconds + idle
         return float(1.0 - (waited / (waited + within)) ** history.long_run.arrivals)
     p = ended / lasted

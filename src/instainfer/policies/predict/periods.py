@@ -11,25 +11,25 @@ GAPS = 8
 _SPREAD = 0.15  # a timer's gaps spread by less than this share of its period
 _JITTER_S = 0.5  # added to the spread: schedulers fire late by fractions of a second
 _SIGMA = 1.4826  # of a normal distribution, from its MAD
-_LATE = 5.0 / sqrt(2.0)  # five sigmas, in spreads: later than this is a turn missed
+LATE = 5.0 / sqrt(2.0)  # five sigmas, in spreads: later than this is a turn missed
 #: Of its turns a timer misses so many: what a gap of two periods is worth when most had one. How far to trust the
 #: timer at all is not its own to say.
-_MISSED = 0.1
+MISSED = 0.1
 
 
 @dataclass(slots=True)
 class Period:
-    """A gap is one period, normally spread, or with probability `_MISSED` each a further one."""
+    """A gap is one period, normally spread, or with probability `MISSED` each a further one."""
 
     period: float
     spread: float  # sigma x sqrt(2)
 
     def outlasts(self, gap: float) -> float:
         """Probability that a gap lasts longer than this."""
-        late = _LATE * self.spread
+        late = LATE * self.spread
         missed = int((gap - late) / self.period) if gap > late else 0
-        fires = 0.5 * (1.0 - _MISSED) * (1.0 + erf((gap - (missed + 1) * self.period) / self.spread))
-        return float(_MISSED**missed) * (1.0 - fires)
+        fires = 0.5 * (1.0 - MISSED) * (1.0 + erf((gap - (missed + 1) * self.period) / self.spread))
+        return float(MISSED**missed) * (1.0 - fires)
 
 
 def find(gaps: Sequence[float]) -> Period | None:

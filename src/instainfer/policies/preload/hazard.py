@@ -17,6 +17,7 @@ from instainfer.policies.base import (
     Preload,
     Snapshot,
 )
+from instainfer.policies.predict.forecast import Forecast
 from instainfer.policies.preload.bins import Copies, bins_of, items_of, megabytes, this_turn
 
 #: How often to look again while values alone may change what is best. Timers are foreseen ten seconds ahead
@@ -100,7 +101,10 @@ class HazardPreload:
             self._rated_at = now
             rate, called_at = forecast.rate, forecast.last
             self._last = {name: called_at(name) for name in functions}
-            self._rates = {name: rate(name, now) for name in functions}
+            if isinstance(forecast, Forecast):
+                self._rates = forecast.rates(functions, now)
+            else:
+                self._rates = {name: rate(name, now) for name in functions}
             return self._rates
         for name in functions:
             called = forecast.last(name)
