@@ -180,8 +180,8 @@ class Step(Forecast):
     def rates(self, functions: Iterable[str], now: float) -> dict[str, float]:
         if self._together is not None and not self._rates:
             self._rates = self._together.rates(now)
-        rate = self.rate
-        return {function: rate(function, now) for function in functions}
+            return self._rates.copy()
+        return super().rates(functions, now)
 
     def rate(self, function: str, now: float) -> float:
         rate = self._rates.get(function)

@@ -74,6 +74,9 @@ class _Step(IntEnum):
     JOIN = 3  # the model, to libraries placed before
 
 
+_RAISE, _WHOLE, _PART, _JOIN = _Step
+
+
 @dataclass(slots=True)
 class _Pool:
     """The rooms that one namespace shares, or that only one function may use, in two orders."""
@@ -192,47 +195,53 @@ class _Pass:
             room = _Room(bin, len(self.rooms), pool, bin.free, held, present, frozenset(bin.mounts))
             self.rooms.append(room)
             room.enter()
-            beyond = {one.function for one in held if one.level > Level.IMPORTED}.union(bin.fixed)
-            for one in held:
-                if one.level == Level.IMPORTED and one.function not in beyond:
-                    self.raisable.setdefault(one.function, []).append((room, one))
+            imported = [one for one in held if one.level == Level.IMPORTED]
+            if imported:
+                beyond = {one.function for one in held if one.level > Level.IMPORTED}.union(bin.fixed)
+                for one in imported:
+                    if one.function not in beyond:
+                        self.raisable.setdefault(one.function, []).append((room, one))
 
     def run(self, options: list[_Option], by_value: bool) -> list[Assignment]:
         steps: list[tuple[float, str, _Step, _Option]] = []
         shared = {namespace: [pool] for namespace, pool in self.shared.items()}
+        own, raisable = self.own, self.raisable
         for option in options:
             name, part, more = option.name, option.part_value, option.more_value
             option.pools = shared.get(option.namespace, ())
-            if name in self.own:  # first, as nobody else can use them
-                option.pools = [self.own[name], *option.pools]
-            part_score = part if by_value else part / (option.part_weight or 1)
-            more_score = more if by_value else more / (option.more_weight or 1)
+            if name in own:  # first, as nobody else can use them
+                option.pools = [own[name], *option.pools]
+            if by_value:
+                part_score, more_score, both_score = part, more, part + more
+            else:
+                part_weight, more_weight = option.part_weight, option.more_weight
+                part_score, more_score = part / (part_weight or 1), more / (more_weight or 1)
+                both_score = (part + more) / ((part_weight + more_weight) or 1)
             if option.level:
-                if name in self.raisable:
-                    steps.append((-more_score, name, _Step.RAISE, option))
+                if name in raisable:
+                    steps.append((-more_score, name, _RAISE, option))
                 if more_score >= part_score:
-                    both = part + more
-                    score = both if by_value else both / ((option.part_weight + option.more_weight) or 1)
-                    steps.append((-score, name, _Step.WHOLE, option))
+                    steps.append((-both_score, name, _WHOLE, option))
                 else:
-                    steps.append((-more_score, name, _Step.JOIN, option))
+                    steps.append((-more_score, name, _JOIN, option))
             if part > 0.0:
-                steps.append((-part_score, name, _Step.PART, option))
+                steps.append((-part_score, name, _PART, option))
         steps.sort()  # never compares options: name and step differ
+        spots = self.spots
         for score, name, step, option in steps:
             if score >= 0.0:
                 break  # what is worth nothing
-            spot = self.spots.get(name)
-            if step is _Step.JOIN:
+            spot = spots.get(name)
+            if step is _JOIN:
                 if spot is not None and spot.level < option.level:
                     self._join(option, spot)
             elif spot is None:
-                if option.more_value > 0.0 and name in self.raisable and self._raise(option):
+                if option.more_value > 0.0 and name in raisable and self._raise(option):
                     continue  # room may have come free since its own turn, which may also be still to come
-                if step is _Step.WHOLE:
+                if step is _WHOLE:
                     value, weight = option.part_value + option.more_value, option.part_weight + option.more_weight
                     self._put(option, option.level, value, weight)
-                elif step is _Step.PART:
+                elif step is _PART:
                     self._put(option, Level.IMPORTED, option.part_value, option.part_weight)
         return self._assignments()
 
@@ -360,7 +369,7 @@ def _density(value: float, weight: int) -> float:
 
 
 def _held_order(held: Held) -> tuple[float, str]:
-    return _density(held.value, held.bytes), held.instance
+    return held.value / (held.bytes or 1), held.instance
 
 
 def _worth(held: list[Held]) -> float:

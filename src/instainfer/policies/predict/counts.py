@@ -42,7 +42,7 @@ class GapCounts:
 
     @property
     def weighed(self) -> tuple[list[float], float]:
-        """What `beyond` tells it from: at each edge the gaps no shorter, and what the newest one weighs in them."""
+        """What `beyond` tells it from: at each edge the gaps no shorter, and what the newest weighs in them."""
         return self._beyond, self._weight
 
     def beyond(self, gap: float) -> float:

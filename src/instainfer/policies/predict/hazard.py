@@ -51,8 +51,8 @@ FLOOR = 0.01
 _TOGETHER = 0.1
 
 IMPOSSIBLE = 1e-100
-_PAUSES, _SPELLS, _COUNTS, _TIMER, _EXPERTS = 1, 3, 4, 5, 6  # places among the experts
 
+_EXPERTS = 6  # in this order: long run, pauses, bursts, spells, counts, timer
 
 #: Of each expert, in their places.
 _Lasts = tuple[float, float, float, float, float, float]
@@ -96,22 +96,38 @@ class _History:
         )
         return answer
 
+    def in_the_long_run(self, idle: float, within: float) -> float:
+        """Probability that a gap which has lasted `idle` ends in the next `within` seconds, by the long-run rate:
+        what is left where nobody knows better."""
+        waited = self.long_run.seconds + idle
+        return float(1.0 - (waited / (waited + within)) ** self.long_run.arrivals)
+
     def learn(self, gap: float, window_s: float) -> None:
         """Shares first, from what was expected; then what each expert knows."""
         # Decisions see no finer than a window, so gaps are told apart no finer.
         begin = max(gap - window_s / 2.0, 0.0)
-        both = zip(self.shares, self.lasts(begin), self.lasts(begin + window_s), strict=True)
-        likely = [share * (lasts - longer) for share, lasts, longer in both]
-        if self.timer is None:
-            del likely[_TIMER]
-        total = sum(likely)
+        s0, s1, s2, s3, s4, s5 = shares = self.shares
+        a0, a1, a2, a3, a4, a5 = self.lasts(begin)
+        b0, b1, b2, b3, b4, b5 = self.lasts(begin + window_s)
+        p0, p1, p2, p3, p4 = s0 * (a0 - b0), s1 * (a1 - b1), s2 * (a2 - b2), s3 * (a3 - b3), s4 * (a4 - b4)
+        total, asked = p0 + p1 + p2 + p3 + p4, s0 + s1 + s2 + s3 + s4
+        p5 = 0.0
+        if self.timer is not None:
+            p5 = s5 * (a5 - b5)
+            total, asked = total + p5, asked + s5
         if total > IMPOSSIBLE:
-            shares = self.shares
             step = max(_SHARE_GAIN / (_SHARE_PRIOR + self.arrivals), _SHARE_STEP)
-            scale = step * sum(shares[: len(likely)]) / total  # who was not asked keeps its share
-            for expert, mine in enumerate(likely):
-                shares[expert] += scale * mine - step * shares[expert]
-            paused, spelled = likely[_PAUSES] / total, likely[_SPELLS] / total
+            scale = step * asked / total  # who was not asked keeps its share
+            shares[:5] = (
+                s0 + (scale * p0 - step * s0),
+                s1 + (scale * p1 - step * s1),
+                s2 + (scale * p2 - step * s2),
+                s3 + (scale * p3 - step * s3),
+                s4 + (scale * p4 - step * s4),
+            )
+            if self.timer is not None:
+                shares[5] = s5 + (scale * p5 - step * s5)
+            paused, spelled = p1 / total, p3 / total  # their places among the experts
             self.pauses.add(gap, 1.0 - (1.0 - _PAUSE_KEEPS) * paused, paused)
             self.spells.add(gap, 1.0 - (1.0 - _SPELL_KEEPS) * spelled, spelled)
         self.asked = -1.0
@@ -193,8 +209,7 @@ def _arrives(history: _History, idle: float, within: float) -> float:
     b0, b1, b2, b3, b4, b5 = history.lasts(idle + within)
     lasted = s0 * a0 + s1 * a1 + s2 * a2 + s3 * a3 + s4 * a4 + s5 * a5
     ended = s0 * (a0 - b0) + s1 * (a1 - b1) + s2 * (a2 - b2) + s3 * (a3 - b3) + s4 * (a4 - b4) + s5 * (a5 - b5)
-    if lasted <= IMPOSSIBLE:  # longer than anyone expected: all that is left is the long-run rate
-        waited = history.long_run.seconds + idle
-        return float(1.0 - (waited / (waited + within)) ** history.long_run.arrivals)
+    if lasted <= IMPOSSIBLE:  # longer than anyone expected
+        return history.in_the_long_run(idle, within)
     p = ended / lasted
     return 1.0 if p > 1.0 else p if p > 0.0 else 0.0

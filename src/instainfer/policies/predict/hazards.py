@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import repeat
 from math import erf
+from operator import getitem
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ _Floats = NDArray[np.float64]
 
 _EDGES = np.array(EDGES)
 _LAST = len(EDGES) - 1
-_RATES = 4  # experts that are a Rate, in their places
+_EXPERTS, _RATES = 6, 4  # of which so many are a Rate, the first
 #: Rows of the table: shares of the experts, then what each knows.
 _SHARES, _SECONDS, _ARRIVALS = slice(0, 6), slice(6, 10), slice(10, 14)
 _TOTAL, _WEIGHT, _PERIOD, _SPREAD, _CALLED = 14, 15, 16, 17, 18
@@ -36,12 +37,15 @@ class Hazards:
         self._hazard = hazard
         self._functions = list(functions)
         self._place = {name: place for place, name in enumerate(functions)}
-        self._table: _Floats = np.ones((_ROWS, len(functions)))  # a column each
-        self._beyond: _Floats = np.zeros((len(functions), _LAST + 2))
+        count = len(functions)
+        self._table: _Floats = np.ones((_ROWS, count))  # a column each
+        self._beyond: list[list[float]] = [[]] * count  # of GapCounts: two of each row are read, so none is copied
         self._seen: NDArray[np.intp] = np.zeros(0, np.intp)  # places of those that were called at all, ascending
         self._names: list[str] = []  # theirs
-        self._timed: NDArray[np.intp] = np.zeros(0, np.intp)  # columns of `_seen` that have a timer
         self._stale = {place for place, name in enumerate(functions) if hazard.last(name) is not None}
+        # The end of one look ahead is often the beginning of the next: see `_History.lasts`.
+        self._asked: _Floats = np.full(count, -1.0)  # the gap that a column of `_answers` is about
+        self._answers: _Floats = np.zeros((_EXPERTS, count))
 
     def observed(self, function: str) -> None:
         self._stale.add(self._place[function])
@@ -53,13 +57,12 @@ class Hazards:
             self._read()
         if not self._names:
             return rates
-        window_s = self._hazard.window_s
-        table = self._table[:, self._seen]
-        idle = now - table[_CALLED]
+        window_s, seen = self._hazard.window_s, self._seen
+        idle = now - self._table[_CALLED, seen]
         idle[idle < 0.0] = 0.0
-        arrives = self._arrives(table, idle, window_s)
-        often, once = table[_ARRIVALS][0] / (table[_SECONDS][0] + idle), 1.0 / window_s
-        found = arrives * np.where(often > once, often, once)
+        often = self._table[_ARRIVALS.start, seen] / (self._table[_SECONDS.start, seen] + idle)
+        once = 1.0 / window_s
+        found = self._arrives(seen, idle, window_s) * np.where(often > once, often, once)
         rates.update(zip(self._names, found.tolist(), strict=True))
         return rates
 
@@ -81,48 +84,56 @@ class Hazards:
                 )
             )
         self._table[:, stale] = np.array(columns).T
-        self._beyond[stale] = [one.counts.weighed[0] for one in histories]
+        for place, one in zip(stale, histories, strict=True):
+            self._beyond[place] = one.counts.weighed[0]
+        self._asked[stale] = -1.0
         seen = {*self._seen.tolist(), *stale}
         if len(seen) > len(self._names):
             self._seen = np.array(sorted(seen), np.intp)
             self._names = [self._functions[place] for place in sorted(seen)]
-        self._timed = np.flatnonzero(self._table[_PERIOD, self._seen])
 
-    def _arrives(self, table: _Floats, idle: _Floats, within: float) -> _Floats:
+    def _arrives(self, places: NDArray[np.intp], idle: _Floats, within: float) -> _Floats:
         """As `_arrives` of hazard.py, step by step."""
-        shares = table[_SHARES]
+        shares = self._table[_SHARES, places]
         shares[0] += FLOOR
-        before, after = self._lasts(table, idle), self._lasts(table, idle + within)
+        asked = np.flatnonzero(idle != self._asked[places])
+        self._answers[:, places[asked]] = self._lasts(places[asked], idle[asked])
+        before = self._answers[:, places]
+        after = self._lasts(places, idle + within)
+        self._asked[places], self._answers[:, places] = idle + within, after
         lasted = _sum(shares * before)
-        ended = _sum(shares * (before - after))
-        p = ended / np.maximum(lasted, IMPOSSIBLE)
+        p = _sum(shares * (before - after)) / np.maximum(lasted, IMPOSSIBLE)
         arrives: _Floats = np.where(p > 1.0, 1.0, np.where(p > 0.0, p, 0.0))
         for column in np.flatnonzero(lasted <= IMPOSSIBLE).tolist():
-            waited = float(table[_SECONDS][0, column]) + float(idle[column])
-            arrives[column] = 1.0 - (waited / (waited + within)) ** float(table[_ARRIVALS][0, column])
+            history = self._hazard.history(self._functions[places[column]])
+            arrives[column] = history.in_the_long_run(float(idle[column]), within)
         return arrives
 
-    def _lasts(self, table: _Floats, gap: _Floats) -> _Floats:
+    def _lasts(self, places: NDArray[np.intp], gap: _Floats) -> _Floats:
         """As `_History.lasts`: a row for each expert."""
+        table = self._table[:, places]
         seconds = table[_SECONDS]
-        lasts = np.zeros((6, len(gap)))
+        lasts = np.zeros((_EXPERTS, len(gap)))
         base = (seconds / (seconds + gap)).ravel()
         powers = map(pow, base.tolist(), table[_ARRIVALS].ravel().tolist())
         lasts[:_RATES] = np.fromiter(powers, np.float64, base.size).reshape(seconds.shape)
         prior = COUNTS_PRIOR * lasts[0]
-        lasts[4] = (self._longer(table[_WEIGHT], gap) + prior) / (table[_TOTAL] + COUNTS_PRIOR)
-        if self._timed.size:
-            period, spread = table[_PERIOD, self._timed], table[_SPREAD, self._timed]
-            lasts[5, self._timed] = _outlast(period, spread, gap[self._timed])
+        lasts[4] = (self._longer(places, gap) / table[_WEIGHT] + prior) / (table[_TOTAL] + COUNTS_PRIOR)
+        timed = np.flatnonzero(table[_PERIOD])
+        if timed.size:
+            lasts[5, timed] = _outlast(table[_PERIOD, timed], table[_SPREAD, timed], gap[timed])
         return lasts
 
-    def _longer(self, weight: _Floats, gap: _Floats) -> _Floats:
-        """As `GapCounts.beyond`."""
+    def _longer(self, places: NDArray[np.intp], gap: _Floats) -> _Floats:
+        """As `GapCounts.beyond`, not yet over the weight of the newest gap."""
         index = np.minimum(np.searchsorted(_EDGES, gap, "right"), _LAST)
         begin, end = _EDGES[index - 1], _EDGES[index]
-        longer, later = self._beyond[self._seen, index - 1], self._beyond[self._seen, index]
+        beyond = self._beyond
+        rows = [beyond[place] for place in places.tolist()]
+        longer = np.fromiter(map(getitem, rows, (index - 1).tolist()), np.float64, gap.size)
+        later = np.fromiter(map(getitem, rows, index.tolist()), np.float64, gap.size)
         inside = (longer - later) * (end - gap) / (end - begin)
-        found: _Floats = np.where(gap < _EDGES[_LAST], (inside + later) / weight, 0.0)
+        found: _Floats = np.where(gap < _EDGES[_LAST], inside + later, 0.0)
         return found
 
 

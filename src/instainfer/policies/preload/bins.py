@@ -27,24 +27,29 @@ class Copies:
     """The instances of each function that are up to date, best first."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        found: dict[str, list[tuple[int, bool, str]]] = {}
+        loaded = Level.LOADED
+        first: dict[str, ResidentView] = {}
+        several: dict[str, list[ResidentView]] = {}
         self._busy: set[str] = set()
         for container in snapshot.containers:
             for resident in container.residents:
                 if resident.stale:
                     continue
-                entry = -resident.level, resident.evictable, resident.instance
-                found.setdefault(resident.function, []).append(entry)
-                if resident.level >= Level.LOADED and not resident.evictable:
-                    self._busy.add(resident.function)
-        self._rank: dict[str, int] = {}
-        for entries in found.values():
-            entries.sort()
-            self._rank.update((instance, rank) for rank, (_, _, instance) in enumerate(entries))
+                function = resident.function
+                if function in first:
+                    several.setdefault(function, [first[function]]).append(resident)
+                else:
+                    first[function] = resident
+                if not resident.evictable and resident.level >= loaded:
+                    self._busy.add(function)
+        self._rank: dict[str, int] = {}  # of those that are not the only one
+        for copies in several.values():
+            copies.sort(key=lambda one: (-one.level, one.evictable, one.instance))
+            self._rank.update((one.instance, rank) for rank, one in enumerate(copies))
 
     def better(self, resident: ResidentView) -> int:
-        """How many copies are better than this one."""
-        return self._rank[resident.instance]
+        """How many copies are better than this one, which is up to date."""
+        return self._rank.get(resident.instance, 0)
 
     def wanted(self, function: FunctionView) -> bool:
         """May a pre-load of it gain anything? Not if it is ready, nor if a copy runs or loads: that one is
@@ -69,7 +74,9 @@ def _bin(snapshot: Snapshot, container: ContainerView, copies: Copies, worth: Wo
         value, level = 0.0, Level.NONE
         if not resident.stale:
             level = resident.level
-            value = worth(resident.function, level) * FURTHER_COPY ** copies.better(resident)
+            value = worth(resident.function, level)
+            if better := copies.better(resident):
+                value *= FURTHER_COPY**better
         held.append(
             Held(
                 instance=resident.instance,

@@ -53,7 +53,9 @@ class HazardPreload:
 
         def worth(function: str, level: Level) -> float:
             view = views.get(function)
-            return 0.0 if view is None else rates[function] * _saves(view, Level.NONE, level)
+            if view is None or level < Level.IMPORTED:
+                return 0.0
+            return rates[function] * (view.import_s + view.load_s if level >= Level.LOADED else view.import_s)
 
         copies = Copies(snapshot)
         wanted = [view for view in snapshot.functions if copies.wanted(view)]
