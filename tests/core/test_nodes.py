@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from instainfer.core import actions as act
 from instainfer.core import events as ev
-from instainfer.core.state import ABSENT_S
+from instainfer.core.state import ABSENT_S, FILES_S
 from instainfer.model import Level
-from instainfer.policies.routing import Room, choose, draw
+from instainfer.policies import registry
+from instainfer.policies.routing import Room, choose, draw, homes
 from tests.core.world import MB, World, function, platform
 
 NODES = ("m", "n", "o")
@@ -69,9 +73,87 @@ def test_a_home_that_is_far_fuller_than_the_others_is_passed_over() -> None:
 def test_where_it_is_loaded_comes_before_where_its_libraries_are_before_home() -> None:
     home = max("abc", key=lambda node: draw("f", node))
     other, another = sorted(set("abc") - {home})
-    rooms = [Room(node=home, promised=0, memory=1), Room(node=other, promised=0, memory=1, libraries=True)]
+    rooms = [Room(node=home, promised=0, memory=1), Room(node=other, promised=0, memory=1, level=Level.IMPORTED)]
     assert choose("f", rooms, 0.0) == other
-    assert choose("f", [*rooms, Room(node=another, promised=0, memory=1, loaded=True)], 0.0) == another
+    assert choose("f", [*rooms, Room(node=another, promised=0, memory=1, level=Level.LOADED)], 0.0) == another
+    rooms = [Room(node=home, promised=0, memory=1), Room(node=other, promised=0, memory=1, files=True)]
+    assert choose("f", rooms, 0.0) == other
+
+
+@given(
+    nodes=st.lists(st.text("abcxyz0", min_size=1, max_size=4), min_size=1, max_size=9, unique=True),
+    wanted=st.integers(1, 5),
+    name=st.text("fgh", min_size=1, max_size=5),
+)
+def test_homes_are_stable(nodes: list[str], wanted: int, name: str) -> None:
+    """A node more or less, or one home more, changes one of them, and that only where it has to."""
+
+    def found(nodes: list[str], wanted: int) -> list[str]:
+        """Where one container after the other goes."""
+        rooms = {node: Room(node=node, promised=0, memory=1) for node in nodes}
+        order = []
+        for _ in range(min(wanted, len(nodes))):
+            node = choose(name, list(rooms.values()), 0.0, wanted)
+            order.append(node)
+            rooms[node] = replace(rooms[node], own=rooms[node].own + 1)
+        return order
+
+    now = set(found(nodes, wanted))
+    assert now == set(sorted(nodes, key=lambda node: -draw(name, node))[:wanted])
+    assert now <= set(found(nodes, wanted + 1))
+    for gone in nodes[: len(nodes) - 1]:
+        later = set(found([node for node in nodes if node != gone], wanted))
+        assert now - {gone} <= later
+        assert gone in now or later == now
+    assert choose(name, [Room(node=node, promised=0, memory=1) for node in reversed(nodes)], 0.0, wanted) == (
+        choose(name, [Room(node=node, promised=0, memory=1) for node in nodes], 0.0, wanted)
+    )
+
+
+def test_of_its_homes_that_with_fewest_of_its_own_then_that_with_most_room() -> None:
+    first, second, third = sorted("abc", key=lambda node: -draw("f", node))
+    rooms = {node: Room(node=node, promised=50, memory=100) for node in "abc"}
+    rooms[second] = replace(rooms[second], promised=45)
+    rooms[third] = replace(rooms[third], promised=0)
+    assert choose("f", list(rooms.values()), 0.5, 1) == first
+    assert choose("f", list(rooms.values()), 0.5, 2) == second
+    rooms[second] = replace(rooms[second], own=1)
+    assert choose("f", list(rooms.values()), 0.5, 2) == first
+    assert [homes(rate, 2.0, 4) for rate in (0.0, 0.1, 2.0, 2.1)] == [1, 1, 1, 2]
+
+
+def test_a_function_goes_where_its_files_are_once_that_is_known_to_save() -> None:
+    w = world("ns/f")
+
+    def load(import_s: float) -> str:
+        """A cold start, on a node of its own. Returns where."""
+        w.arrive()
+        w.create()
+        instance, level = w.loading.pop(0)
+        node = w.state.instances[instance].container.node
+        w.fed(ev.InstanceReady(instance=instance, level=level, import_s=import_s, load_s=0.5), after=import_s)
+        w.settle()
+        return node
+
+    def over() -> None:
+        for container in list(w.state.containers):
+            w.fed(ev.ContainerLost(container=container, reason="its time was over"))
+
+    state = w.state.functions["ns/f"]
+    home = load(import_s=3.0)  # its files come first
+    assert (state.fresh_s, state.costs.import_s) == (2.5, 0.5), "what only a first load takes is kept apart"
+    over()
+    w.fed(ev.NodeClosed(node=home))
+    other = load(import_s=3.0)
+    over()
+    w.fed(ev.NodeLost(node=home))
+    w.fed(ev.NodeJoined(node=home, memory=2048 * MB))
+    assert load(import_s=0.5) == other, "its home has lost them"
+    over()
+    w.now += FILES_S
+    assert load(import_s=3.0) == home
+    w.fed(ev.FunctionDeployed(function=function(revision="ns/f@2")))
+    assert not state.read_on
 
 
 def test_functions_spread_over_nodes_and_return_to_where_they_were() -> None:
@@ -81,6 +163,44 @@ def test_functions_spread_over_nodes_and_return_to_where_they_were() -> None:
     assert set(first.values()) == set(NODES)
     w.settle()
     assert {name: where(w, running(w, name)) for name in names} == first
+
+
+# ---- room
+
+
+def test_room_is_made_where_least_is_lost() -> None:
+    names = [f"ns/f{n}" for n in range(4)]
+    w = world(*names, memory=700 * MB)  # one container on each node
+    for name in names[:3]:
+        for _ in range(1 if name == names[1] else 5):
+            w.serve(name)
+            w.now += 100.0
+    seldom = next(c.node for c in w.state.containers.values() if c.owner == names[1])
+    assert where(w, running(w, names[3])) == seldom
+    assert {c.owner for c in w.state.containers.values()} == {names[0], names[2], names[3]}
+
+
+def test_no_room_is_made_where_another_node_has_it_on_its_way() -> None:
+    w = world("ns/f0", "ns/f1", "ns/f2", "ns/f3", memory=700 * MB)
+    for name in ("ns/f0", "ns/f1", "ns/f2"):
+        w.serve(name)
+    w.arrive("ns/f3")
+    assert len(w.destroying) == 1
+    w.state.starved.clear()
+    w.arrive("ns/f3")
+    assert len(w.destroying) == 1
+    w.settle()
+
+
+@pytest.mark.parametrize("keep_alive", registry.KEEP_ALIVES)
+def test_every_keep_alive_policy_weighs(keep_alive: str) -> None:
+    w = World(platform(keep_alive=keep_alive))
+    w.fed(ev.FunctionDeployed(function=function()))
+    w.serve()
+    (container,) = w.state.containers.values()
+    view = w.state.view(container)
+    fresh, old = (w.state.keep_alive.weigh(view, w.now + rest) for rest in (0.0, 3600.0))
+    assert 0.0 <= old < fresh
 
 
 # ---- a node that is lost

@@ -183,7 +183,7 @@ def instance_ready(state: State, event: ev.InstanceReady) -> None:
     instance.level = event.level
     if instance.started_level == Level.NONE:
         if event.level >= Level.LOADED and not instance.stale:
-            _learn_start(function, event)
+            _learn_start(state, instance, event)
         if not instance.stale:
             _learn_origin(function, instance, event.origin)
         if event.origin is not instance.origin:  # other than was expected, so it weighs other than that
@@ -191,6 +191,8 @@ def instance_ready(state: State, event: ev.InstanceReady) -> None:
             instance.bytes = price(function.costs, event.origin).bytes(event.level)
             residency.relieve(state, container)
     instance.ready_at = state.now
+    if event.level >= Level.LOADED and not instance.stale:
+        function.read_on[container.node] = state.now
     function.failures = 0
     function.blocked_until = 0.0
     if container.active is instance:
@@ -212,11 +214,18 @@ def _learn_origin(function: FunctionState, instance: Instance, origin: Origin) -
         function.spawned_beside = instance.parent if origin is Origin.SPAWNED else ""
 
 
-def _learn_start(function: FunctionState, event: ev.InstanceReady) -> None:
+def _learn_start(state: State, instance: Instance, event: ev.InstanceReady) -> None:
+    function, node = instance.function, instance.container.node
     costs = function.costs
     if event.origin is Origin.CLONED:
         spent = event.start_s + event.import_s + event.load_s + event.warmup_s
         function.learn(clone_s=_blend(costs.clone_s, spent) if costs.clone_s else spent)
+        return
+    if not function.files_on(node, state.now) and len(state.ledger.nodes) > 1:
+        # Its files had to be fetched or read first: that says nothing of the loads that follow there.
+        usual = price(costs, event.origin)
+        extra = event.import_s + event.load_s - (usual.import_s + costs.load_s)
+        function.fresh_s = _blend(function.fresh_s, max(extra, 0.0)) if function.fresh_s else max(extra, 0.0)
         return
     if event.origin is Origin.FORKED:
         spent = event.start_s + event.import_s
@@ -343,6 +352,8 @@ def node_lost(state: State, event: ev.NodeLost) -> None:
         state.absent[node] = state.ledger.memory(node), state.now
     state.ledger.leave(node)  # first: what still waits is to start elsewhere
     zygotes.node_lost(state, node)
+    for function in state.functions.values():
+        function.read_on.pop(node, None)
     there = [container for container in state.containers.values() if container.node == node]
     for container in there:
         container.closed = True
@@ -377,6 +388,8 @@ def function_deployed(state: State, event: ev.FunctionDeployed) -> None:
         function.latest = None
         function.spawned_beside = ""
         function.clones = True
+        function.read_on.clear()
+        function.fresh_s = 0.0
         function.service_s = event.function.costs.warm_s
         function.failures = 0
         function.blocked_until = 0.0

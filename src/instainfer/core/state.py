@@ -34,6 +34,7 @@ TICK_S = 0.05  # placement passes are at least this far apart: a burst of events
 BACKOFF_S = 30.0  # what failed is left alone for so long: doubles each time, up to an hour
 ABSENT_S = 600.0  # a node that was lost is expected back for so long
 PRESSURE = 0.95  # of a container's limit: beyond it guests go, lowest value first, before the kernel chooses
+FILES_S = 3600.0  # files that were read are taken to stay in a node's memory for so long
 PATIENCE_S = 30.0  # pre-loads wait this long for a zygote of their libraries that is being started
 
 
@@ -171,8 +172,9 @@ class Container(Lifecycle):
 
 class FunctionState:
     __slots__ = (
-        "blocked_until", "clones", "creating", "deleted", "failures", "instances", "latest", "libraries", "parked",
-        "pinned", "queue", "service_s", "spawned_beside", "spec", "squeezed", "timer",
+        "blocked_until", "clones", "creating", "deleted", "failures", "fresh_s", "instances", "latest",
+        "libraries", "parked", "pinned", "queue", "read_on", "service_s", "spawned_beside", "spec", "squeezed",
+        "timer",
     )  # fmt: skip
 
     def __init__(self, spec: Function) -> None:
@@ -193,6 +195,8 @@ class FunctionState:
         # What did not begin as it should have is expected to do so again once another has.
         self.spawned_beside = ""  # the zygote that it was not forked from
         self.clones = True
+        self.read_on: dict[str, float] = {}  # by node: when this version was last loaded there
+        self.fresh_s = 0.0  # that a load takes longer where it was not; 0: not measured, or none
 
     def zygote(self, node: str | None = None) -> str:
         """The one that an instance is forked from, on `node` or (None) anywhere; "" if there is none."""
@@ -208,6 +212,10 @@ class FunctionState:
         if self.spec.cloneable and self.clones and self.has_template(node):
             return price(self.spec.costs, Origin.CLONED)
         return self.price_on(node)
+
+    def files_on(self, node: str, now: float) -> bool:
+        """Was it loaded there lately, so that its files are in memory?"""
+        return self.read_on.get(node, -FILES_S) > now - FILES_S
 
     def has_template(self, node: str | None = None, but: Instance | None = None) -> bool:
         return any(

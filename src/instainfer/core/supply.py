@@ -7,16 +7,20 @@ A request waits where it is expected to finish first: for an instance that runs,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from msgspec.structs import replace
 
 from instainfer.core import containers, dispatch, zygotes
 from instainfer.core.actions import SetTimer, Why
 from instainfer.core.state import Container, FunctionState, Instance, State
-from instainfer.model import Level
+from instainfer.model import Level, Origin
 from instainfer.policies.base import ContainerView
-from instainfer.policies.routing import Room, choose
+from instainfer.policies.routing import Room, choose, draw, homes
 
+#: Where a further instance of either origin begins.
+BEGINS = {Origin.SPAWNED: Level.NONE, Origin.FORKED: Level.IMPORTED, Origin.CLONED: Level.LOADED}
+NOTICED_S = 0.05  # what the files of a function may cost beyond, without a node being preferred for having them
 GIVE_UP_S = 1.0  # a request never waits less than this for a busy instance before a further one is started
 
 
@@ -65,7 +69,10 @@ def needs_more(state: State, function: FunctionState) -> bool:
     # Worth it when the last in the queue gains more by it than its load costs.
     slots = len(serving) * function.spec.concurrency + soon
     work = function.service_s * waiting
-    one_more_s = function.costs.container_s + function.next_price(node_for(state, function)).loading_s
+    node = node_for(state, function)
+    one_more_s = function.costs.container_s + function.next_price(node).loading_s
+    if node is not None and not function.files_on(node, state.now):
+        one_more_s += function.fresh_s
     return work / slots - work / (slots + 1) > one_more_s
 
 
@@ -140,26 +147,31 @@ def over_allowance(state: State, function: FunctionState) -> int:
 
 
 def node_for(state: State, function: FunctionState) -> str | None:
-    """Where a container of its own fits now: rather where it is loaded, then where its libraries are imported,
-    then near its home."""
-    ledger, memory = state.ledger, function.spec.memory
+    """Where a container of its own fits now: rather where it can be cloned, then where it can be forked, then
+    where its files are, then near its homes."""
+    ledger, memory, now = state.ledger, function.spec.memory, state.now
     open_nodes = state.open_nodes
     fits = [node for node in open_nodes if ledger.free(node) >= memory]
     if len(fits) < 2:
         return fits[0] if fits else None
-    cloneable = function.spec.cloneable and function.clones
+    own: dict[str, int] = {}
+    for container in state.containers.values():
+        if container.owner == function.spec.name:
+            own[container.node] = own.get(container.node, 0) + 1
     rooms = [
         Room(
             node=node,
             promised=ledger.promised(node),
             memory=ledger.memory(node),
-            loaded=cloneable and function.has_template(node),
-            libraries=bool(function.zygote(node)),
+            level=BEGINS[function.next_price(node).origin],
+            files=function.fresh_s > NOTICED_S and function.files_on(node, now),
+            own=own.get(node, 0),
         )
         for node in fits
     ]
     mean = sum(ledger.promised(node) for node in open_nodes) / sum(ledger.memory(node) for node in open_nodes)
-    return choose(function.spec.name, rooms, mean)
+    rate = state.forecast.rate(function.spec.name, now)
+    return choose(function.spec.name, rooms, mean, homes(rate, function.service_s, function.spec.concurrency))
 
 
 def into_own(state: State, function: FunctionState, request: int | None, why: str) -> bool:
@@ -234,20 +246,14 @@ def make_room(state: State, function: FunctionState) -> None:
             for victim in state.keep_alive.victims(quiet, short, state.now, alive=views):
                 containers.destroy(state, state.containers[victim], why)
         return
+    missing = _missing(state, function)
+    if min(missing.values()) <= 0:
+        return  # enough is on its way
+    quiet_on, views = _offered_by_node(state)
+    order = _least_loss_first(state, function, missing, quiet_on)
     for zygotes_too in (False, True) if state.zygotes else (False,):
-        for node in state.open_nodes:
-            leaving = zygotes.leaving(state, node) if state.zygotes else 0
-            ready: list[Container] = []
-            for container in state.containers.values():
-                if container.node == node:
-                    if container.state == "ready":
-                        ready.append(container)
-                    elif container.state == "destroying":
-                        leaving += container.limit
-            short = function.spec.memory - state.ledger.free(node) - leaving
-            if short <= 0:
-                return  # enough is on its way
-            quiet, views = offered(state, ready)
+        for node in order:
+            short, quiet = missing[node], quiet_on.get(node, [])
             for ending in zygotes.offers(state, node) if zygotes_too else [[]]:
                 rest = short - sum(zygote.bytes for zygote in ending)
                 victims: list[str] = []
@@ -270,6 +276,47 @@ def make_room(state: State, function: FunctionState) -> None:
         state.starved.pop(function.spec.name, None)
         reason = f"no eviction makes room for its container of {function.spec.memory >> 20} MB"
         dispatch.reject_queue(state, function, "overloaded", reason)
+
+
+def _missing(state: State, function: FunctionState) -> dict[str, int]:
+    """Bytes that its container lacks on each node that could hold it, what is on its way back there counted in."""
+    need, ledger = function.spec.memory, state.ledger
+    missing = {node: need - ledger.free(node) for node in state.open_nodes if ledger.memory(node) >= need}
+    for container in state.containers.values():
+        if container.state == "destroying" and container.node in missing:
+            missing[container.node] -= container.limit
+    if state.zygotes:
+        for node in missing:
+            missing[node] -= zygotes.leaving(state, node)
+    return missing
+
+
+def _offered_by_node(state: State) -> tuple[dict[str, list[ContainerView]], list[ContainerView]]:
+    """What the keep-alive policy may choose victims from, by node, and what it may look at: all that is there."""
+    quiet, views = offered(state, [one for one in state.containers.values() if one.state == "ready"])
+    by_node: dict[str, list[ContainerView]] = {}
+    for view in quiet:
+        by_node.setdefault(view.node, []).append(view)
+    return by_node, views
+
+
+def _least_loss_first(
+    state: State, function: FunctionState, missing: dict[str, int], quiet: dict[str, list[ContainerView]]
+) -> list[str]:
+    """The nodes that could make room, in order of what would be lost there; of equals the nearest to its home."""
+    if len(missing) < 2:
+        return list(missing)
+    weigh, now, name = state.keep_alive.weigh, state.now, function.spec.name
+    losses: dict[str, float] = {}
+    for node, short in missing.items():
+        lost = 0.0
+        for weight, size in sorted((weigh(view, now), view.limit) for view in quiet.get(node, ())):
+            if short <= 0:
+                break
+            lost += weight
+            short -= size
+        losses[node] = lost if short <= 0 else inf
+    return sorted(missing, key=lambda node: (losses[node], -draw(name, node)))
 
 
 def needed(function: FunctionState, *, ours: bool) -> Why:

@@ -130,7 +130,13 @@ class KeepAlive(Protocol):
         self, containers: Sequence[ContainerView], need: int, now: float, *, alive: Sequence[ContainerView]
     ) -> list[str]:
         """Idle containers (ids, in order) out of `containers` to destroy so that at least `need` bytes of
-        limits come free; [] when they do not cover it. `alive`: all containers, the busy ones included."""
+        limits come free; [] when they do not cover it. `alive`: all containers, the busy ones included, also of
+        other nodes than theirs."""
+        ...
+
+    def weigh(self, container: ContainerView, now: float) -> float:
+        """What is lost with this one. Of several nodes that could make room that one does where the sum of what it
+        would lose is least; 0 or more."""
         ...
 
 

@@ -43,3 +43,7 @@ class Fixed:
                 chosen.append(container.id)
                 need -= container.limit
         return chosen if need <= 0 else []
+
+    def weigh(self, container: ContainerView, now: float) -> float:
+        """What was used lately is the likelier to be used again: as one use per time since."""
+        return 1.0 / max(now - container.last_used, 1.0)

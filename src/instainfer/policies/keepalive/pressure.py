@@ -16,6 +16,9 @@ from instainfer.policies.base import Conduct, ContainerView
 #: call was foreseen. An hour spans the gaps of all but the rarest tenants, and lets those go.
 ACTIVE_S = 3600.0
 
+#: Between nodes, rests below this do not tell containers apart.
+RESTED_S = 60.0
+
 _MB = float(1 << 20)
 
 
@@ -104,6 +107,14 @@ class Pressure:
                 need += one.limit
         self._clock = max(self._clock, *(self.priority(one.id) for one in chosen))
         return [one.id for one in chosen]
+
+    def weigh(self, container: ContainerView, now: float) -> float:
+        """Its function's uses x the seconds that each would have cost cold, over the time since its last one.
+        Priorities do not tell nodes apart: they are relative to a clock, and per MB."""
+        use = self._uses.get(container.id)
+        if use is None:
+            return 0.0
+        return self._frequency[use.function] * use.cold_s / max(now - container.last_used, RESTED_S)
 
     def priority(self, container: str) -> float:
         use = self._uses.get(container)
