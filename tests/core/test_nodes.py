@@ -324,6 +324,40 @@ def test_who_waits_for_a_node_that_is_out_of_reach_is_in_nobodys_way(keep_alive:
     assert w.ended[waits] == "ok"
 
 
+# ---- copies
+
+
+def one_container_each() -> World:
+    w = world("ns/f", "ns/g", "ns/h", nodes=("n", "m"), memory=700 * MB)
+    for name in ("ns/g", "ns/h"):
+        w.serve(name)
+    assert sorted(c.node for c in w.state.containers.values()) == ["m", "n"]
+    w.settle()
+    return w
+
+
+def test_a_function_with_several_calls_under_way_is_loaded_on_several_nodes() -> None:
+    w = one_container_each()
+    for _ in range(40):
+        w.finish(running(w), seconds=2.0)
+        w.settle()
+    loaded = [i for i in w.state.functions["ns/f"].instances.values() if i.level == Level.LOADED]
+    assert sorted(i.container.node for i in loaded) == ["m", "n"]
+    assert len(w.state.containers) == 2
+
+
+def test_what_is_out_of_reach_is_pre_loaded_elsewhere_before_its_node_is_lost() -> None:
+    w = one_container_each()
+    w.serve()
+    (instance,) = w.state.functions["ns/f"].instances.values()
+    node = instance.container.node
+    w.fed(ev.NodeClosed(node=node))
+    w.settle()
+    assert {i.container.node for i in w.state.functions["ns/f"].instances.values()} == {"m", "n"}
+    w.fed(ev.NodeLost(node=node))
+    assert w.starts[running(w)] == "preloaded"
+
+
 # ---- a node that takes nothing new
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import poisson  # type: ignore[import-untyped] # it ships no types
 
 from instainfer.errors import BadSettings
 from instainfer.model import Level
@@ -17,6 +19,7 @@ from instainfer.policies.placement.greedy import Greedy
 from instainfer.policies.predict.forecast import Forecast
 from instainfer.policies.predict.hazard import Hazard
 from instainfer.policies.predict.poisson import SlidingWindowPoisson
+from instainfer.policies.preload.bins import taken
 from instainfer.policies.preload.hazard import TICK_S, HazardPreload
 from instainfer.policies.preload.timers import TimerPreload
 from instainfer.policies.registry import KEEP_ALIVES, MODES, keep_alive, predictor, preload
@@ -34,6 +37,8 @@ def function(
     load_s: float = 0.3,
     mounts: tuple[str, ...] = (),
     blocked: bool = False,
+    service_s: float = 0.0,
+    concurrency: int = 1,
 ) -> FunctionView:
     return FunctionView(
         name=name,
@@ -46,6 +51,8 @@ def function(
         loaded_bytes=loaded * MB,
         ready=ready,
         blocked=blocked,
+        service_s=service_s,
+        concurrency=concurrency,
     )
 
 
@@ -78,6 +85,7 @@ def container(
     idle: bool = True,
     pinned: bool = False,
     mounts: tuple[str, ...] = (),
+    closed: bool = False,
 ) -> ContainerView:
     return ContainerView(
         id=id,
@@ -93,6 +101,7 @@ def container(
         residents=residents,
         mounts=mounts,
         pinned=pinned,
+        closed=closed,
     )
 
 
@@ -238,6 +247,13 @@ def seen(*names: str, at: float = 0.0) -> Hazard:
     return subject
 
 
+@given(mean=st.floats(0.0, 50.0), places=st.integers(0, 80))
+def test_a_call_finds_others_as_poisson_has_it(mean: float, places: int) -> None:
+    assert taken(mean, places) == pytest.approx(poisson.sf(places - 1, mean), abs=1e-9)
+    assert taken(mean, places + 1) <= taken(mean, places) <= 1.0
+    assert (taken(1e6, 10), taken(1e3, 2000)) == (1.0, 0.0)
+
+
 class TestHazardPreload:
     def policy(self) -> HazardPreload:
         return HazardPreload(Greedy())
@@ -280,6 +296,61 @@ class TestHazardPreload:
         ]
         (one,) = self.policy().plan(snapshot(views, boxes), seen("n/a", "n/b", "n/new"), 5.0).preloads
         assert one.displaced == ("a2",)
+
+    def hot(self) -> Hazard:
+        forecast = Hazard()
+        for number in range(600):
+            forecast.observe("n/hot", float(number))
+        return forecast
+
+    def test_a_hot_function_is_loaded_on_a_second_node(self) -> None:
+        """Calls last as long as they are apart: many find another one under way."""
+        hot = function("n/hot", ready=Level.LOADED, service_s=1.0)
+        boxes = [
+            container("a", 0, resident("n/hot"), node="x"),
+            container("b", 100, node="x"),
+            container("c", 500, node="y"),
+        ]
+        (one,) = self.policy().plan(snapshot([hot], boxes), self.hot(), 599.5).preloads
+        assert (one.container, one.level, one.displaced) == ("c", Level.LOADED, ())
+        assert one.saves_s == pytest.approx(1.3)
+        assert "of calls that find 1 busy" in one.rule
+        for there in (boxes[:2], [*boxes[:2], container("c", 39, node="y")]):
+            (one,) = self.policy().plan(snapshot([hot], there), self.hot(), 599.5).preloads
+            assert one.container == "b", "rather on the same node than nowhere"
+
+    @pytest.mark.parametrize(
+        "changes", [{"service_s": 0.02}, {"service_s": 1.0, "concurrency": 8}, {"service_s": 1.0, "blocked": True}]
+    )
+    def test_no_second_copy_that_few_calls_would_use(self, changes: dict[str, Any]) -> None:
+        hot = function("n/hot", ready=Level.LOADED, **changes)
+        boxes = [container("a", 0, resident("n/hot"), node="x"), container("b", 500, node="y")]
+        assert self.policy().plan(snapshot([hot], boxes), self.hot(), 599.5) == Plan()
+
+    def test_a_second_copy_has_to_be_worth_what_it_displaces(self) -> None:
+        forecast = Hazard()
+        calls = [("n/hot", float(number)) for number in range(600)]
+        calls += [("n/warm", number * 10.0 + number * 7919 % 97 / 10) for number in range(59)]  # no timer
+        for name, at in sorted(calls, key=lambda call: call[1]):
+            forecast.observe(name, at)
+        warm = function("n/warm", ready=Level.LOADED)
+        boxes = [container("a", 0, resident("n/hot"), node="x"), container("b", 0, resident("n/warm"), node="y")]
+
+        def displaced(service_s: float) -> list[str]:
+            hot = function("n/hot", ready=Level.LOADED, service_s=service_s)
+            plan = self.policy().plan(snapshot([hot, warm], boxes), forecast, 599.5)
+            return [name for one in plan.preloads for name in one.displaced]
+
+        assert displaced(4.0) == ["i-n/warm"]
+        assert displaced(0.06) == []
+
+    def test_what_is_on_a_node_that_takes_nothing_is_loaded_elsewhere(self) -> None:
+        boxes = [
+            container("a", 0, resident("n/f"), node="x", idle=False, closed=True),
+            container("b", 100, node="y"),
+        ]
+        (one,) = self.policy().plan(snapshot([function("n/f")], boxes), seen("n/f"), 5.0).preloads
+        assert one.container == "b"
 
     def test_old_revisions_go_first(self) -> None:
         views = [function("n/a", ready=Level.LOADED), function("n/b")]

@@ -91,7 +91,7 @@ def finished(state: State, request: Request, inference_s: float) -> None:
     container, function = instance.container, instance.function
     instance.served += 1
     function.squeezed = 0
-    function.service_s += EWMA * (inference_s - function.service_s)
+    function.takes(function.service_s + EWMA * (inference_s - function.service_s))
     container.last_used = state.now
     container.uses += 1
     if not instance.running:

@@ -390,7 +390,7 @@ def function_deployed(state: State, event: ev.FunctionDeployed) -> None:
         function.clones = True
         function.read_on.clear()
         function.fresh_s = 0.0
-        function.service_s = event.function.costs.warm_s
+        function.takes(event.function.costs.warm_s)
         function.failures = 0
         function.blocked_until = 0.0
         retire(state, function, "a newer version was deployed")

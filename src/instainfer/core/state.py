@@ -4,6 +4,7 @@ Libraries and their zygotes are in libraries.py."""
 from __future__ import annotations
 
 from collections import deque
+from math import log2
 from typing import NamedTuple
 
 import msgspec
@@ -174,7 +175,7 @@ class FunctionState:
     __slots__ = (
         "blocked_until", "clones", "creating", "deleted", "failures", "fresh_s", "instances", "latest",
         "libraries", "parked", "pinned", "queue", "read_on", "service_s", "spawned_beside", "spec", "squeezed",
-        "timer",
+        "timer", "usual_s",
     )  # fmt: skip
 
     def __init__(self, spec: Function) -> None:
@@ -183,7 +184,8 @@ class FunctionState:
         self.instances: dict[str, Instance] = {}
         self.creating: dict[str, Container] = {}  # containers being created for it
         self.latest: Instance | None = None  # dispatched to last: the fast path looks here first
-        self.service_s = spec.costs.warm_s  # moving average of inference
+        self.service_s = self.usual_s = 0.0
+        self.takes(spec.costs.warm_s)
         self.pinned = False
         self.parked = False  # off-loaded by hand: not pre-loaded again before somebody asks for it
         self.failures = 0
@@ -226,6 +228,11 @@ class FunctionState:
             for instance in self.instances.values()
         )
 
+    def takes(self, service_s: float) -> None:
+        """Moving average of inference; and what is shown of it to policies, which changes seldom."""
+        self.service_s = service_s
+        self.usual_s = 2.0 ** (round(2.0 * log2(service_s)) / 2.0) if service_s > 0.0 else 0.0
+
     def learn(self, **costs: float) -> None:
         self.spec = msgspec.structs.replace(self.spec, costs=msgspec.structs.replace(self.spec.costs, **costs))
 
@@ -240,11 +247,14 @@ class FunctionState:
         cold_s = costs.container_s + costs.loading_s
         return cold_s - saved_by_fork(costs) if self.libraries is not None and self.zygote() else cold_s
 
-    def best_level(self) -> Level:
-        """The best level that an instance has reached or is about to reach."""
+    def best_level(self, *, anywhere: bool = True) -> Level:
+        """The best level that an instance has reached or is about to reach; also (`anywhere`) on a node that takes
+        nothing new."""
         best = Level.NONE
         for instance in self.instances.values():
             if not instance.stale and instance.state not in ("ending", "gone"):
+                if instance.container.closed and not anywhere:
+                    continue
                 best = max(best, instance.level, instance.target if instance.state == "loading" else Level.NONE)
         return best
 
@@ -382,6 +392,7 @@ class State:
             residents=tuple(shown),
             mounts=container.mounts,
             pinned=self.pinned(container),
+            closed=container.closed,
         )
 
     def pinned(self, container: Container) -> bool:
@@ -406,7 +417,8 @@ class State:
             libraries = function.libraries
             if not (function.instances or function.creating or libraries or function.parked or name in promised):
                 known = at_rest.get(name)
-                if known is not None and known[0] is function.spec and function.blocked_until <= now:
+                same = known is not None and known[0] is function.spec and known[1].service_s == function.usual_s
+                if known is not None and same and function.blocked_until <= now:
                     functions.append(known[1])
                     continue
             forked = blocked = False

@@ -28,11 +28,12 @@ class Views:
     def function(self, function: FunctionState, *, forked: bool, blocked: bool) -> FunctionView:
         """`forked`: that is how a further instance would begin."""
         spec = function.spec
-        ready = function.best_level() if function.instances else Level.NONE
+        ready = function.best_level(anywhere=False) if function.instances else Level.NONE
         known = self._functions.get(spec.name)
         if known is not None:
             before, was_forked, view = known
-            if before is spec and was_forked is forked and view.ready is ready and view.blocked is blocked:
+            same = before is spec and was_forked is forked and view.ready is ready and view.blocked is blocked
+            if same and view.service_s == function.usual_s:
                 return view
         found = price(spec.costs, Origin.FORKED if forked else Origin.SPAWNED)
         view = FunctionView(
@@ -46,6 +47,8 @@ class Views:
             loaded_bytes=found.loaded_bytes,
             ready=ready,
             blocked=blocked,
+            service_s=function.usual_s,
+            concurrency=spec.concurrency,
         )
         self._functions[spec.name] = spec, forked, view
         if not (ready or blocked or forked):

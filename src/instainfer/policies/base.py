@@ -75,6 +75,7 @@ class ContainerView(msgspec.Struct, frozen=True, kw_only=True):
     residents: tuple[ResidentView, ...] = ()
     mounts: tuple[str, ...] = ()
     pinned: bool = False
+    closed: bool = False  # its node is out of reach or is being emptied: what is in it does not count as there
 
 
 class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +92,8 @@ class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
     loaded_bytes: int  # cumulative
     ready: Level
     blocked: bool = False  # a pre-load of it failed lately: leave it alone
+    service_s: float = 0.0  # of a call, about
+    concurrency: int = 1  # calls that an instance takes at a time
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

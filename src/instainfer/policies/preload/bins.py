@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from math import exp
+
+from msgspec.structs import replace
 
 from instainfer.model import Level
 from instainfer.policies.base import (
@@ -16,11 +19,34 @@ from instainfer.policies.base import (
     Snapshot,
 )
 
-#: Share of its worth that a further copy of a function has: it helps only while the better ones are busy.
+#: Share of its worth that a further copy of a function has, where its calls are not looked at more closely: it
+#: helps only while the better ones are busy.
 FURTHER_COPY = 0.1
 
 #: Worth of having a function at a level: expected seconds of latency saved per second of holding it.
 Worth = Callable[[str, Level], float]
+#: Share of a function's worth that a copy has beside so many better ones.
+Share = Callable[[str, int], float]
+
+
+def usual(function: str, copies: int) -> float:
+    return FURTHER_COPY**copies
+
+
+def taken(mean: float, places: int) -> float:
+    """Probability that a call finds so many others under way, or more, where calls come independently and `mean`
+    are under way in the mean: the tail of a Poisson distribution, however long each of them takes."""
+    if places <= 0:
+        return 1.0
+    if mean > 700.0:  # e^-mean is nothing: far above or far below
+        return float(mean > places)
+    term = below = exp(-mean)
+    for calls in range(1, places):
+        term *= mean / calls
+        below += term
+        if calls > mean and term < 1e-12:
+            break
+    return max(0.0, 1.0 - below)
 
 
 class Copies:
@@ -31,7 +57,10 @@ class Copies:
         first: dict[str, ResidentView] = {}
         several: dict[str, list[ResidentView]] = {}
         self._busy: set[str] = set()
+        self._nodes: dict[str, list[str]] = {}  # of those that are loaded, or being loaded
         for container in snapshot.containers:
+            if container.closed:
+                continue
             for resident in container.residents:
                 if resident.stale:
                     continue
@@ -40,8 +69,10 @@ class Copies:
                     several.setdefault(function, [first[function]]).append(resident)
                 else:
                     first[function] = resident
-                if not resident.evictable and resident.level >= loaded:
-                    self._busy.add(function)
+                if resident.level >= loaded:
+                    self._nodes.setdefault(function, []).append(container.node)
+                    if not resident.evictable:
+                        self._busy.add(function)
         self._rank: dict[str, int] = {}  # of those that are not the only one
         for copies in several.values():
             copies.sort(key=lambda one: (-one.level, one.evictable, one.instance))
@@ -51,19 +82,23 @@ class Copies:
         """How many copies are better than this one, which is up to date."""
         return self._rank.get(resident.instance, 0)
 
+    def nodes(self, function: str) -> Sequence[str]:
+        """Of each copy that is loaded or will be."""
+        return self._nodes.get(function, ())
+
     def wanted(self, function: FunctionView) -> bool:
         """May a pre-load of it gain anything? Not if it is ready, nor if a copy runs or loads: that one is
         free before long, and whether a request should rather have a second one is known when it comes."""
         return function.ready < Level.LOADED and not function.blocked and function.name not in self._busy
 
 
-def bins_of(snapshot: Snapshot, copies: Copies, worth: Worth) -> list[Bin]:
+def bins_of(snapshot: Snapshot, copies: Copies, worth: Worth, share: Share = usual) -> list[Bin]:
     """Open are idle containers of nodes with a load to spare. A pinned container gives its free memory only:
     what is in it was asked for by hand."""
-    return [_bin(snapshot, container, copies, worth) for container in snapshot.containers]
+    return [_bin(snapshot, container, copies, worth, share) for container in snapshot.containers]
 
 
-def _bin(snapshot: Snapshot, container: ContainerView, copies: Copies, worth: Worth) -> Bin:
+def _bin(snapshot: Snapshot, container: ContainerView, copies: Copies, worth: Worth, share: Share) -> Bin:
     held: list[Held] = []
     fixed: list[str] = []
     for resident in container.residents:
@@ -76,7 +111,7 @@ def _bin(snapshot: Snapshot, container: ContainerView, copies: Copies, worth: Wo
             level = resident.level
             value = worth(resident.function, level)
             if better := copies.better(resident):
-                value *= FURTHER_COPY**better
+                value *= share(resident.function, better)
         held.append(
             Held(
                 instance=resident.instance,
@@ -99,9 +134,29 @@ def _bin(snapshot: Snapshot, container: ContainerView, copies: Copies, worth: Wo
     )
 
 
-def items_of(function: FunctionView, value_imported: float, value_loaded: float) -> tuple[Item, ...]:
+def apart(bins: list[Bin], function: FunctionView, nodes: Iterable[str]) -> list[Bin]:
+    """No further copy of it goes where one is already, as long as another node could take it: that one may go."""
+    there = set(nodes)
+    if not any(
+        bin.open
+        and bin.node not in there
+        and bin.namespace == function.namespace
+        and bin.own in ("", function.name)
+        and function.name not in bin.fixed
+        and bin.free + sum(held.bytes for held in bin.held) >= function.loaded_bytes
+        for bin in bins
+    ):
+        return bins
+    return [
+        replace(bin, fixed=(*bin.fixed, function.name)) if bin.open and bin.node in there else bin for bin in bins
+    ]
+
+
+def items_of(
+    function: FunctionView, value_imported: float, value_loaded: float, *, further: bool = False
+) -> tuple[Item, ...]:
     """Its two items; libraries that are ready somewhere save nothing once more, but still weigh. There are none of
-    a function that is loaded whole or not at all."""
+    a function that is loaded whole or not at all. `further`: of a copy that begins anew."""
     if not function.imported_bytes and value_imported <= 0.0:
         return (
             Item(
@@ -117,7 +172,7 @@ def items_of(function: FunctionView, value_imported: float, value_loaded: float)
         function=function.name,
         namespace=function.namespace,
         level=Level.IMPORTED,
-        value=value_imported if function.ready < Level.IMPORTED else 0.0,
+        value=value_imported if further or function.ready < Level.IMPORTED else 0.0,
         weight=function.imported_bytes,
         mounts=function.mounts,
     )

@@ -18,17 +18,20 @@ from instainfer.policies.base import (
     Snapshot,
 )
 from instainfer.policies.predict.forecast import Forecast
-from instainfer.policies.preload.bins import Copies, bins_of, items_of, megabytes, this_turn
+from instainfer.policies.preload.bins import Copies, apart, bins_of, items_of, megabytes, taken, this_turn
 
 #: How often to look again while values alone may change what is best. Timers are foreseen ten seconds ahead
 #: and loads take about one.
 TICK_S = 1.0
 #: How far ahead a function without a rate is asked about: is there an announcement that will give it one?
 _ANNOUNCED_S = 86400.0
+#: Of a further copy: what fewer calls would use is not worth its load.
+LEAST_SHARE = 0.05
 
 
 class HazardPreload:
-    """Value of a function at a level = arrivals per second expected now x seconds that the level saves.
+    """Value of a function at a level = arrivals per second expected now x seconds that the level saves. A further
+    copy has of that the share of calls which find all others taken; while a node could go, that is on another one.
 
     Never off-loads for its own sake: memory that nobody else wants is free. Instances go only where a better
     item takes their place. Values move with every second a function is idle, so while some function could
@@ -57,23 +60,39 @@ class HazardPreload:
                 return 0.0
             return rates[function] * (view.import_s + view.load_s if level >= Level.LOADED else view.import_s)
 
+        def share(function: str, others: int) -> float:
+            view = views.get(function)
+            if view is None or not others:
+                return 1.0
+            return taken(rates[function] * view.service_s, others * view.concurrency)
+
         copies = Copies(snapshot)
-        wanted = [view for view in snapshot.functions if copies.wanted(view)]
+        further: dict[str, float] = {}  # functions that another copy is worth having of -> its share
+        for view in snapshot.functions:
+            there = len(copies.nodes(view.name))
+            if there and not view.blocked and (part := share(view.name, there)) >= LEAST_SHARE:
+                further[view.name] = part
+        wanted = [view for view in snapshot.functions if view.name in further or copies.wanted(view)]
         if not wanted:
             return Plan()
-        bins = bins_of(snapshot, copies, worth)
+        bins = bins_of(snapshot, copies, worth, share)
+        if further and len(snapshot.load_slots) > 1:
+            for name in further:
+                bins = apart(bins, views[name], copies.nodes(name))
         candidates = [view for view in wanted if rates[view.name] > 0.0]
+        values = {view.name: rates[view.name] * further.get(view.name, 1.0) for view in candidates}
         chosen: list[Assignment] = []
-        if _may_enter(candidates, rates, bins):
+        if _may_enter(candidates, values, bins):
             items: list[Item] = []
             for view in candidates:
-                rate = rates[view.name]
-                items += items_of(view, rate * view.import_s, rate * view.load_s)
+                value = values[view.name]
+                again = view.name in further
+                items += items_of(view, value * view.import_s, value * view.load_s, further=again)
             chosen = this_turn(snapshot, self.placement.place(bins, items))
         preloads: list[Preload] = []
         for place, one in enumerate(chosen, 1):
             view, rate = views[one.function], rates[one.function]
-            saves = _saves(view, view.ready, one.level)
+            saves = _saves(view, Level.NONE if view.name in further else view.ready, one.level)
             rank = "best value per byte" if place == 1 else f"number {place} by value per byte"
             preloads.append(
                 Preload(
@@ -81,7 +100,8 @@ class HazardPreload:
                     level=one.level,
                     container=one.container,
                     displaced=one.displaced,
-                    rule=f"expected {rate:.3g}/s, saves {saves:.2f} s, {megabytes(one.weight)}; "
+                    rule=f"expected {rate:.3g}/s, saves {saves:.2f} s, {_beside(view, further, copies)}"
+                    f"{megabytes(one.weight)}; "
                     f"{rank} among {len(candidates)} candidates",
                     rate=rate,
                     probability=forecast.probability(one.function, now),
@@ -114,6 +134,12 @@ class HazardPreload:
                 last[name] = called
                 rates[name] = forecast.rate(name, now)
         return rates
+
+
+def _beside(view: FunctionView, further: dict[str, float], copies: Copies) -> str:
+    part = further.get(view.name)
+    there = len(copies.nodes(view.name))
+    return "" if part is None else f"of the {part:.0%} of calls that find {there} busy, "
 
 
 def _saves(view: FunctionView, start: Level, level: Level) -> float:
