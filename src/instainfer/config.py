@@ -47,6 +47,7 @@ class Server(Section, frozen=True, kw_only=True):
     port: Port = 3233  # 0: any free one
     data_dir: Path = Path()  # resolved by `load`; see `default_data_dir`
     api_key: str = ""  # of the owner; "" and no namespace's key: none is asked for, allowed on loopback only
+    hosts: Names = ()  # names that it is called by beside those of loopback, looked at while there is no key
     max_body: Size = 64 * MB
     max_answer: Size = 64 * MB
     drain_s: Seconds = 10.0  # how long a stop waits for running requests

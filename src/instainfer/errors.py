@@ -9,6 +9,7 @@ InstaInferError                         500  something of ours broke
 │   └── TooLarge                        413  a body or an answer over its limit
 ├── NotAllowed                          401  no key, or a wrong one
 ├── Forbidden                           403  a key of another namespace, or of too small a role
+│   └── CrossSite                       403  a web page of another site asks a server that has no key
 ├── NotFound                            404  no such function, version, activation, container
 ├── Conflict                            409  cannot be done in the present state (pre-load finds no room)
 ├── FunctionFailed                      502  the function's own doing
@@ -114,6 +115,10 @@ class NotAllowed(InstaInferError):
 class Forbidden(InstaInferError):
     status = 403
     code = "forbidden"
+
+
+class CrossSite(Forbidden):
+    code = "cross_site"
 
 
 class NotFound(InstaInferError):

@@ -116,8 +116,8 @@ def test_slow_and_silent_clients_are_let_go(tmp_path: Path) -> None:
         beginnings = (
             b"",
             b"POST /f/n/f HT",
-            b"POST /f/n/f HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n{",
-            b"GET /livez HTTP/1.1\r\nhost: a\r\n",
+            b"POST /f/n/f HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{",
+            b"GET /livez HTTP/1.1\r\nhost: localhost\r\n",
         )
         silent = [socket.create_connection(address, 20) for _ in beginnings]
         for client, beginning in zip(silent, beginnings, strict=True):

@@ -200,7 +200,7 @@ def test_a_caller_who_hangs_up(server: Server, ns: str) -> None:
     """In the middle of its body, and while it waits for an answer."""
     server.deploy(ns, "f", "import time\n\ndef handler(event):\n    time.sleep(event)\n    return event\n")
     host, _, port = server.url.removeprefix("http://").partition(":")
-    head = f"POST /f/{ns}/f HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST /f/{ns}/f HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     for sent in (head + "content-length: 100\r\n\r\n0", head + "content-length: 3\r\n\r\n0.2"):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(sent.encode())

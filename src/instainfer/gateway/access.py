@@ -1,7 +1,8 @@
 """Who may do what: keys, roles, and what a namespace may use.
 
 A key belongs to one namespace; the server's own (`server.api_key`) and the local admin socket may do everything.
-Where there is no key at all nobody is asked for one, which a server allows on loopback only.
+Where there never was a key nobody is asked for one, which a server allows on loopback only. With the last key gone
+the door stays shut: whoever revokes their own must not open it to all.
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ class Access:
         self._clock = clock
         self._server_key = _hash(server_key.encode()) if server_key else ""
         self._keys = {key.id: key for key in store.issued()}
+        self._shut = bool(self._server_key or self._keys)
         self._used = {namespace: _Use(quota) for namespace, quota in store.quotas().items()}
 
     @property
     def asked(self) -> bool:
-        """Whether anyone is asked for a key."""
-        return bool(self._server_key or self._keys)
+        """Whether anyone is asked for a key: there is one, or was one since the start."""
+        return self._shut
 
     def who(self, authorization: bytes) -> Principal:
         """`authorization`: the header's value. Raises NotAllowed."""
@@ -128,6 +130,7 @@ class Access:
         )
         self._store.add_key(key)
         self._keys[key.id] = key
+        self._shut = True
         return f"{key.id}:{secret}"
 
     def revoke(self, namespace: str, id: str) -> None:

@@ -3,7 +3,8 @@
 `POST /f/NAMESPACE/NAME` on a connection with nothing else under way goes from the parser to the controller, and
 its answer from the controller's call back to the transport. Everything else (another method, a query, an escape, a
 second request before the first was answered, Expect, Prefer, an idempotency key, a wrong key, a body over the
-limit) takes uvicorn's own way to the same application.
+limit, a browser's request or a name of the server that was not seen before) takes uvicorn's own way to the same
+application.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from instainfer.gateway.problems import render
 from instainfer.listening import Swept
 
 _PREFIX = PREFIX.encode()
+_LONG_WAY = frozenset({b"idempotency-key", b"prefer", b"sec-fetch-site", b"origin"})
 
 
 class _Nobody:
@@ -98,7 +100,10 @@ class Protocol(Swept):
                 given = value
             elif name == b"traceparent" and self._hot.traced:
                 traceparent = value.decode("latin-1")
-            elif name == b"idempotency-key" or name == b"prefer":
+            elif name == b"host":
+                if self._asks and value not in self._hot.browsers.known and not self._hot.access.asked:
+                    return None
+            elif name in _LONG_WAY:
                 return None
         try:
             who = self._hot.access.who(given) if self._asks else OWNER

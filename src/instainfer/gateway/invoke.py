@@ -14,6 +14,7 @@ from instainfer.books import Ticket
 from instainfer.controller import Controller
 from instainfer.errors import BadInput, InstaInferError, NotFound, Stopping, TooLarge, WrongMethod
 from instainfer.gateway.access import Access, Principal, who_asks
+from instainfer.gateway.browsers import Browsers
 from instainfer.gateway.problems import AGAIN, render
 from instainfer.model import FunctionSpec, Job
 from instainfer.work import Work, error_of
@@ -27,7 +28,14 @@ Response = tuple[int, Headers, bytes]  # status, headers, body
 
 class Invoke:
     def __init__(
-        self, controller: Controller, access: Access, work: Work, *, max_body: int, traced: bool = False
+        self,
+        controller: Controller,
+        access: Access,
+        work: Work,
+        browsers: Browsers,
+        *,
+        max_body: int,
+        traced: bool = False,
     ) -> None:
         """`traced`: spans are made, so that the caller's traceparent is of interest."""
         self.stopping = False
@@ -35,6 +43,7 @@ class Invoke:
         self.controller = controller
         self.access = access
         self.work = work
+        self.browsers = browsers
         self.max_body = max_body
         self._loop = asyncio.get_running_loop()
 

@@ -67,12 +67,14 @@ def failed(error: InstaInferError) -> tuple[int, dict[str, Any]]:
     return status, {"error": details, "code": error.code}
 
 
-def refused(error: NotAllowed) -> Refusal:
-    """Without a key, or with a wrong one."""
+def refused(error: NotAllowed | Forbidden) -> Refusal:
+    """Without a key, or with a wrong one; or a web page's."""
     status, said = failed(error)
     body = msgspec.json.encode(said)
-    length = (b"content-length", b"%d" % len(body))
-    return status, [(b"content-type", JSON.encode()), length, (b"www-authenticate", b"Basic")], body
+    headers = [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
+    if isinstance(error, NotAllowed):
+        headers.append((b"www-authenticate", b"Basic"))
+    return status, headers, body
 
 
 class OpenWhisk:

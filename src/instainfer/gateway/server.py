@@ -37,6 +37,7 @@ from instainfer.errors import BadSettings, Forbidden, InstaInferError, NotAllowe
 from instainfer.eventlog import EventLog
 from instainfer.gateway import inference, invoke, manage, openwhisk, ui
 from instainfer.gateway.access import Access, who_asks
+from instainfer.gateway.browsers import Browsers
 from instainfer.gateway.direct import Protocol
 from instainfer.gateway.health import Health
 from instainfer.gateway.live import Feed
@@ -279,7 +280,8 @@ async def _compose(
     await work.start()
     feed = Feed(health)
     traced = bool(settings.telemetry.otlp)
-    hot = invoke.Invoke(controller, access, work, max_body=settings.server.max_body, traced=traced)
+    browsers = Browsers((settings.server.host, *settings.server.hosts))
+    hot = invoke.Invoke(controller, access, work, browsers, max_body=settings.server.max_body, traced=traced)
     whisk = OpenWhisk(hot, deployer, store, writer, api_host=url(listening))
     v2 = inference.Inference(hot, health)
     management = manage.application(health, deployer, access, work, feed, locked, max_package=256_000_000)
@@ -301,7 +303,7 @@ async def _compose(
     stack.callback(admin.unlink, missing_ok=True)
     for bound, asks in ((listening, True), (local, False)):
         direct = functools.partial(Protocol, hot=hot, asks=asks)
-        app = _router(faces, access if asks else None)
+        app = _router(faces, access if asks else None, browsers)
         connections = await stack.enter_async_context(serving(app, bound, http=direct, access_log=False))
         sweeping = asyncio.create_task(sweep(connections, settings.limits.read_s))
         stack.callback(sweeping.cancel)
@@ -392,27 +394,31 @@ class Face(NamedTuple):
 
     prefix: str
     app: App
-    refuse: Callable[[NotAllowed], invoke.Response]
+    refuse: Callable[[NotAllowed | Forbidden], invoke.Response]
     asks: bool = True  # whether for a key, where there are any
 
 
-def _router(faces: Sequence[Face], access: Access | None) -> App:
+def _router(faces: Sequence[Face], access: Access | None, browsers: Browsers) -> App:
     """To the first face whose prefix fits. With `access` a key is asked for, where there are any, by all that ask
-    but the paths of health and what OpenWhisk's API says of itself; `principal` of the scope is whose it is."""
+    but the paths of health and what OpenWhisk's API says of itself; `principal` of the scope is whose it is. Browsers
+    are told from other clients (browsers.py)."""
     open_paths = {"/livez", "/readyz", "/healthz", openwhisk.ABOUT}
 
     async def route(scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path", "")
         face = next(face for face in faces if path.startswith(face.prefix))
-        if access is not None and face.asks and scope["type"] == "http" and path not in open_paths:
+        if access is not None and scope["type"] == "http":
+            asks = face.asks and path not in open_paths
             try:
-                who = access.who(dict(scope["headers"]).get(b"authorization", b""))
-            except NotAllowed as error:
+                browsers.check(scope["headers"], asked=access.asked, pages=not face.asks)
+                who = access.who(dict(scope["headers"]).get(b"authorization", b"")) if asks else None
+            except (NotAllowed, Forbidden) as error:
                 status, headers, body = face.refuse(error)
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
                 return
-            scope = {**scope, "principal": who}
+            if who is not None:
+                scope = {**scope, "principal": who}
         await face.app(scope, receive, send)
 
     return route
