@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,32 @@ from instainfer.core.explain import Explanation, explain
 from instainfer.core.platform import Platform
 from instainfer.model import Activation
 
+log = logging.getLogger("instainfer")
+
+_unfit: set[str] = set()  # runs of the server of which it was said
+
 
 def replay(directory: Path, activation: Activation) -> Explanation | None:
-    """None when the log no longer reaches back to it, or was written by a core that knew other things."""
-    found = eventlog.find(directory, activation.epoch, activation.request)
-    if found is None:
-        return None
-    head, segments = found
+    """None when the log no longer reaches back to it, or was written by a core that knew other things: its state
+    may not load, or load and lack what this one looks for, or its events be of other kinds. What is written stays
+    as it is, for the version that wrote it."""
     try:
+        found = eventlog.find(directory, activation.epoch, activation.request)
+        if found is None:
+            return None
+        head, segments = found
         platform = Platform(checkpoint.load(head.state))
-    except Exception:  # noqa: BLE001 # whatever the state of another version makes of itself here
+        return explain(platform, eventlog.read(segments), activation.request)
+    except Exception as error:  # noqa: BLE001 # whatever the state of another version makes of itself here
+        if activation.epoch not in _unfit:
+            _unfit.add(activation.epoch)
+            log.warning(
+                "the events of run %s cannot be replayed, as of another version: %s: %s",
+                activation.epoch,
+                type(error).__name__,
+                error,
+            )
         return None
-    return explain(platform, eventlog.read(segments), activation.request)
 
 
 def tell(activation: Activation, explanation: Explanation | None) -> dict[str, Any]:

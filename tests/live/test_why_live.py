@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.live.server_helpers import ECHO, Server, calls, eventually
+from tests.unit.test_eventlog import other_predictor, rewritten, without
 
 SLOW = "import time\ntime.sleep(0.5)\n" + ECHO
 
@@ -125,3 +126,29 @@ def test_it_is_told_after_a_restart(own: Server) -> None:
     own.start()
     for response in (first, second, third, fourth):
         why(own, response)
+
+
+@pytest.mark.slow
+def test_an_upgrade_loses_old_reasons_and_nothing_else(own: Server) -> None:
+    """A run that this version cannot replay, left by a killed server of another: functions, pins, keys of requests
+    and records are there, and what was accepted runs."""
+    own.deploy("n", "f", ECHO)
+    own.deploy("n", "slow", SLOW)
+    first = own.call("n", "f")
+    assert why(own, first)
+    own.client.pin("n", "f")
+    later = {"prefer": "respond-async", "idempotency-key": "one"}
+    job = own.http.post("/f/n/slow", json={"n": 1}, headers=later).json()["id"]
+    assert len(own.client.activations(namespace="n")) >= 1  # which waits until they are written
+    own.kill()
+    for path in (own.data / "events").glob("*.log"):
+        rewritten(path, without(other_predictor))
+    own.start()
+    eventually(lambda: own.client.job(job)["state"] == "done")
+    assert own.http.post("/f/n/slow", json={"n": 1}, headers={"idempotency-key": "one"}).json() == {"n": 1}
+    eventually(lambda: own.state("n", "f") in ("preloaded", "warm"))
+    told = own.client.why(first.headers["x-instainfer-activation"])
+    assert (told["reproduced"], told["start"]) == (False, "cold")
+    assert "version" in told["advice"][0]
+    assert why(own, own.call("n", "f"))
+    assert "cannot be replayed" in own.errors() and "Traceback" not in own.errors()
