@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -14,6 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from instainfer.errors import Unavailable
 
 SHUTDOWN_S = 5
+LONGEST_HEAD = 64 << 10  # bytes of a request's names and values of headers
+LONGEST_UNREAD = 512 << 10  # bytes that came of a head which is not whole; several whole ones may come at once
+LEAST = 1 << 10  # bytes of a request that have to come within the time that a silent client has
+MOST_DESCRIPTORS = 65_536
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -38,36 +43,94 @@ def url(bound: socket.socket) -> str:
 
 
 class Swept(HttpToolsProtocol):
-    """A connection of uvicorn's that knows when it heard something last of a request that is not whole."""
+    """A connection of uvicorn's that does not wait for ever for a request that is not whole, nor for a client that
+    takes nothing of its answer. `most`: connections at a time."""
 
-    _heard: float | None = None
+    def __init__(self, *args: Any, most: int = 1 << 30, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._most = most
+        self._since: float | None = None  # of a request that is not whole: when it was begun, or went on enough
+        self._came = 0  # bytes since then
+        self._of_head = 0  # bytes of a head that is not whole
+        self._in_body = False
+        self._unread = (0, 0.0)  # bytes that the client has not taken yet, and since when it has taken none
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._heard = self.loop.time()
+        self._since = self.loop.time()
+        if len(self.connections) > self._most:  # the rest of the descriptors is for what they ask for
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self.loop.time()
+        if self._since is None:
+            self._since = self.loop.time()
+        self._came += len(data)
         super().data_received(data)
+        self._weigh(len(data))
+
+    def _weigh(self, came: int) -> None:
+        """A head that goes on and on is kept by the parser, which tells us nothing of it before its end."""
+        if self._since is None or self._in_body:
+            return
+        self._of_head += came
+        if self._of_head > LONGEST_UNREAD and not self.transport.is_closing():
+            self.send_400_response("A request's head is too long.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._of_head += len(name) + len(value)
+        if self._of_head > LONGEST_HEAD:
+            raise ValueError("the head is too long")  # 400, and the connection is closed
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.head_is_whole()
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._heard = None
+        self.is_whole()
         super().on_message_complete()
 
+    def head_is_whole(self) -> None:
+        self._of_head = 0
+        self._in_body = True
+
+    def is_whole(self) -> None:
+        self._since, self._came, self._of_head, self._in_body = None, 0, 0, False
+
     def let_go(self, before: float) -> None:
-        """Close the connection if its client began a request and has sent nothing since then: it would cost a
-        descriptor for as long as it likes."""
-        if self._heard is not None and self._heard < before:
-            self.transport.close()
+        """Close the connection if its client began a request and sends nothing, or next to nothing, since then, or
+        takes nothing of its answer: it would cost a descriptor and memory for as long as it likes."""
+        if self._since is not None and self._since < before and not self.flow.read_paused:
+            if self._came < LEAST or not self._in_body:  # a head is short
+                self.transport.close()
+                return
+            self._since, self._came = self.loop.time(), 0
+        left, since = self._unread
+        now_left = self.transport.get_write_buffer_size()
+        if not now_left or now_left != left:
+            self._unread = now_left, self.loop.time()
+        elif since < before:
+            self.transport.abort()
 
 
 async def sweep(connections: set[Any], seconds: float) -> None:
-    """Let clients go that began a request and went silent. `connections`: Swept ones."""
+    """Let clients go that went silent. `connections`: Swept ones."""
     while True:
         await asyncio.sleep(seconds / 4)
         before = asyncio.get_running_loop().time() - seconds
         for connection in tuple(connections):
             connection.let_go(before)
+
+
+def most_connections() -> int:
+    """Half as many as this process may have descriptors: containers need some, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return (MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft) // 2
 
 
 class _Server(uvicorn.Server):

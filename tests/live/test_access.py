@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from instainfer.client import PREFIX, Client
 from instainfer.errors import NotAllowed
-from tests.live.server_helpers import ECHO, Server, calls, eventually, refused
+from tests.live.server_helpers import ECHO, Process, Server, calls, eventually, refused
 
 
 def test_admin_socket(server: Server) -> None:
@@ -127,6 +128,60 @@ def test_slow_and_silent_clients_are_let_go(tmp_path: Path) -> None:
             assert client.recv(1000) == b""  # closed by the server
             client.close()
         assert server.result("n", "f", {"a": 2}) == {"a": 2}
+        # one that takes nothing of its answer, which waits for it in memory
+        server.deploy("n", "large", "def handler(event):\n    return b'x' * 12_000_000\n")
+        assert len(server.call("n", "large").content) == 12_000_000
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(address)
+            port = deaf.getsockname()[1]
+            deaf.sendall(b"POST /f/n/large HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")
+            eventually(lambda: port in answering(server))
+            eventually(lambda: port not in answering(server))
+        assert server.result("n", "f", {"a": 3}) == {"a": 3}
+
+
+def answering(server: Server) -> set[int]:
+    """Ports of the clients that it is connected with."""
+    return {one.raddr.port for one in Process(server.process.pid).net_connections("tcp") if one.raddr}
+
+
+ENDLESS = [
+    b"POST /f/n/f HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 100_000,
+    b"GET /livez HTTP/1.1\r\nhost: localhost\r\na: " + b"b" * 1_000_000,
+    b"GET /" + b"x" * 1_000_000,
+    b"POST /f/n/f HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 100_000,
+]
+
+
+@pytest.mark.parametrize("head", ENDLESS, ids=["headers", "header", "address", "trailers"])
+def test_a_head_without_end_is_not_kept(server: Server, head: bytes) -> None:
+    where, _, port = server.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((where, int(port)), 20) as client:
+        try:
+            client.sendall(head)
+            said = client.recv(1 << 16)
+        except ConnectionError:  # it was closed while we spoke
+            said = b""
+    assert said == b"" or said.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 404 ")), said
+    assert server.http.get("/livez").status_code == 200
+    assert "Traceback" not in server.errors()
+
+
+def test_several_requests_at_once_are_answered_in_order(server: Server, ns: str) -> None:
+    """A client need not wait, and what comes in one piece is no long head."""
+    server.deploy(ns, "f", ECHO)
+    where, _, port = server.url.removeprefix("http://").rpartition(":")
+    many = 3000
+    one = f"POST /f/{ns}/f HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n17".encode()
+    with socket.create_connection((where, int(port)), 20) as client:
+        sender = threading.Thread(target=client.sendall, args=(one * many,))
+        sender.start()
+        said = b""
+        while said.count(b"HTTP/1.1 200") < many and (more := client.recv(1 << 20)):
+            said += more
+        sender.join()
+    assert said.count(b"HTTP/1.1 200") == many == said.count(b"HTTP/1.1")
 
 
 @pytest.mark.slow

@@ -175,7 +175,12 @@ def measure(report: Report, *, quick: bool = False) -> None:
         report.step(f"placement, {name}")
         few = 1 if functions > SIZES[0][0] and not quick else seeds
         found = [
-            run(Greedy(), *problem(family, functions, containers, seed, memory, full=full), events=events, seed=seed)
+            run(
+                Greedy(),
+                *problem(family, functions, containers, seed, memory, full=full),
+                events=events,
+                seed=seed,
+            )
             for seed in range(1, few + 1)
         ]
         report.rows.append(_row(name, found))

@@ -45,7 +45,9 @@ def bench(
     session: Session,
     name: Annotated[
         Benchmark,
-        typer.Argument(help="Of a call's cost, starts, loading, how much is served, many nodes, or placement passes."),
+        typer.Argument(
+            help="Of a call's cost, starts, loading, how much is served, many nodes, or placement passes."
+        ),
     ],
     json: Result = None,
     examples: Annotated[
@@ -55,7 +57,8 @@ def bench(
         str | None, typer.Option(metavar="A,B", help="For load: only these models, by their names in its table.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="For load: only three small models. For cluster and placement: a small one.")
+        bool,
+        typer.Option("--quick", help="For load: only three small models. For cluster and placement: a small one."),
     ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="For load: how often each start is taken [5].")] = None,
     picture: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import secrets
@@ -19,7 +20,7 @@ from instainfer.errors import BadSettings
 from instainfer.front.forward import Forward, Protocol
 from instainfer.front.hold import Hold
 from instainfer.front.servers import Server, Servers
-from instainfer.listening import bind, serving, sweep, url
+from instainfer.listening import bind, most_connections, serving, sweep, url
 
 log = logging.getLogger("instainfer.gateway")
 
@@ -69,7 +70,7 @@ async def _run(settings: Settings, ready: Callable[[str], None]) -> None:
             serving(
                 forward,
                 listening,
-                http=Protocol,
+                http=functools.partial(Protocol, most=most_connections()),
                 end_s=wanted.drain_s,
                 access_log=False,
                 date_header=False,

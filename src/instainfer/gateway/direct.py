@@ -58,7 +58,7 @@ class Call:
 
 
 class Protocol(Swept):
-    """`asks`: whether a key is asked for, where there are any."""
+    """`asks`: whether a key is asked for, where there are any; `most`: connections at a time."""
 
     def __init__(self, *args: Any, hot: Invoke, asks: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -67,6 +67,7 @@ class Protocol(Swept):
         self._call: Call | None = None  # while its body comes in
 
     def on_headers_complete(self) -> None:
+        self.head_is_whole()
         self._call = call = self._begin() if self.url.startswith(_PREFIX) else None
         if call is None:
             super().on_headers_complete()
@@ -123,7 +124,7 @@ class Protocol(Swept):
             call.parts.clear()
 
     def on_message_complete(self) -> None:
-        self._heard = None
+        self.is_whole()
         call = self._call
         if call is None:
             super().on_message_complete()

@@ -43,7 +43,7 @@ from instainfer.gateway.health import Health
 from instainfer.gateway.live import Feed
 from instainfer.gateway.openwhisk import OpenWhisk
 from instainfer.gateway.problems import render
-from instainfer.listening import bind, serving, sweep, url
+from instainfer.listening import bind, most_connections, serving, sweep, url
 from instainfer.membership import Membership
 from instainfer.observe import Metrics
 from instainfer.policies import registry
@@ -60,6 +60,7 @@ from instainfer.work import Work
 log = logging.getLogger("instainfer")
 
 PRUNE_S = 600.0
+FIRST_PRUNE_S = 10.0
 KEEP_RECORDS_S = 30 * 86400.0
 LONGEST_SOCKET = 107  # bytes: the kernel's sockaddr_un has 108, the last is NUL
 
@@ -302,7 +303,7 @@ async def _compose(
         os.umask(old)
     stack.callback(admin.unlink, missing_ok=True)
     for bound, asks in ((listening, True), (local, False)):
-        direct = functools.partial(Protocol, hot=hot, asks=asks)
+        direct = functools.partial(Protocol, hot=hot, asks=asks, most=most_connections() if asks else 1 << 30)
         app = _router(faces, access if asks else None, browsers)
         connections = await stack.enter_async_context(serving(app, bound, http=direct, access_log=False))
         sweeping = asyncio.create_task(sweep(connections, settings.limits.read_s))
@@ -400,8 +401,8 @@ class Face(NamedTuple):
 
 def _router(faces: Sequence[Face], access: Access | None, browsers: Browsers) -> App:
     """To the first face whose prefix fits. With `access` a key is asked for, where there are any, by all that ask
-    but the paths of health and what OpenWhisk's API says of itself; `principal` of the scope is whose it is. Browsers
-    are told from other clients (browsers.py)."""
+    but the paths of health and what OpenWhisk's API says of itself; `principal` of the scope is whose it is.
+    Browsers are told from other clients (browsers.py)."""
     open_paths = {"/livez", "/readyz", "/healthz", openwhisk.ABOUT}
 
     async def route(scope: Any, receive: Any, send: Any) -> None:
@@ -425,8 +426,8 @@ def _router(faces: Sequence[Face], access: Access | None, browsers: Browsers) ->
 
 
 async def _prune(store: SqlStore, settings: Settings, clock: BootClock) -> None:
+    await asyncio.sleep(FIRST_PRUNE_S)  # a server that is started often has to come to it, too
     while True:
-        await asyncio.sleep(PRUNE_S)
         try:
             await asyncio.to_thread(
                 store.prune,
@@ -437,3 +438,4 @@ async def _prune(store: SqlStore, settings: Settings, clock: BootClock) -> None:
             await asyncio.to_thread(store.prune_answers, clock.wall() - settings.records.keep_answers_s)
         except InstaInferError as error:
             log.warning("old records stay for now: %s", error.message)
+        await asyncio.sleep(PRUNE_S)
