@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp  # type: ignore[import-untyped] # scipy has no types
 
 from instainfer.model import Level
-from instainfer.policies.base import Assignment, Bin, Item
+from instainfer.policies.base import Bin, Item
 
 
 def exact_gain(bins: Sequence[Bin], items: Sequence[Item], churn: float = 0.0, *, gap: float = 0.0) -> float:
@@ -70,8 +70,3 @@ def exact_gain(bins: Sequence[Bin], items: Sequence[Item], churn: float = 0.0, *
     )
     assert found.success, found.message
     return float(-found.mip_dual_bound if gap else -found.fun)
-
-
-def gain(bins: Sequence[Bin], placed: Sequence[Assignment], churn: float = 0.0) -> float:
-    worth = {held.instance: held.value for one in bins for held in one.held}
-    return sum(one.value - (1.0 + churn) * sum(worth[instance] for instance in one.displaced) for one in placed)

@@ -10,10 +10,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instainfer.bench.placement import gain
+from instainfer.bench.placement import problem as drawn
 from instainfer.model import Level
 from instainfer.policies.base import Assignment, Bin, Held, Item
 from instainfer.policies.placement.greedy import Greedy
-from tests.policies.exact import exact_gain, gain
+from tests.policies.exact import exact_gain
 
 IMPORTED, LOADED = Level.IMPORTED, Level.LOADED
 
@@ -172,7 +174,56 @@ def test_the_order_of_the_input_does_not_matter(
 def test_never_better_than_exact(problem: tuple[list[Bin], list[Item]]) -> None:
     """A gain above the optimum means that one of the two misreads the problem."""
     bins, items = problem
-    assert gain(bins, Greedy(0.0).place(bins, items)) <= exact_gain(bins, items) + 1e-6
+    for placement in (Greedy(0.0), Greedy(0.0, exchange_from=2)):
+        assert gain(bins, placement.place(bins, items)) <= exact_gain(bins, items) + 1e-6
+
+
+@st.composite
+def changes(draw: st.DrawFn, items: list[Item]) -> list[Item]:
+    """Some are worth more, some are gone, the rest are the very same objects."""
+    kept = [item for item in items if draw(st.integers(0, 5)) > 0]
+    return [msgspec.structs.replace(x, value=x.value * 2.0) if draw(st.integers(0, 5)) == 0 else x for x in kept]
+
+
+@given(problem=problems(), data=st.data(), by_value=st.booleans())
+def test_what_is_kept_between_two_passes_changes_nothing(
+    problem: tuple[list[Bin], list[Item]], data: st.DataObject, by_value: bool
+) -> None:
+    bins, items = problem
+    kept = Greedy(by_value=by_value, exchange_from=2)
+    for _ in range(3):
+        assert kept.place(bins, items) == Greedy(by_value=by_value, exchange_from=2).place(bins, items)
+        items = data.draw(changes(items))
+    assert pickle.loads(pickle.dumps(kept)).place(bins, items) == kept.place(bins, items)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    family=st.sampled_from(["models", "alike", "mixed"]),
+    full=st.booleans(),
+    churn=st.sampled_from([0.0, 0.1]),
+)
+@settings(max_examples=40, deadline=None)
+def test_an_exchange_leaves_a_possible_placement_that_is_no_worse(
+    seed: int, family: str, full: bool, churn: float
+) -> None:
+    bins, items = drawn(family, 60, 12, seed, 0.4, full=full)
+    bins[0] = msgspec.structs.replace(bins[0], own="f0")
+    bins[1] = msgspec.structs.replace(bins[1], fixed=("f1",))
+    bins[2] = msgspec.structs.replace(bins[2], open=False)
+    items[4:6] = [msgspec.structs.replace(one, mounts=("/opt",)) for one in items[4:6]]
+    plain = Greedy(churn).place(bins, items)
+    placed = Greedy(churn, exchange_from=2).place(bins, items)
+    carry_out(bins, items, placed)
+    assert len({one.function for one in placed}) == len(placed)
+    assert gain(bins, placed) >= gain(bins, plain) * (1.0 - 1e-9)
+    worth = {held.instance: held.value for one in bins for held in one.held}
+    gone = [instance for one in placed for instance in one.displaced]
+    assert len({*gone}) == len(gone) and {*gone} == {x for one in plain for x in one.displaced}
+    for one in placed:
+        if one.displaced:
+            assert sum(worth[instance] for instance in one.displaced) * (1 + churn) < one.value * (1 + 1e-9)
+    assert Greedy(churn, exchange_from=2).place(bins[::-1], items[::-1]) == placed
 
 
 def test_loss_against_exact() -> None:

@@ -30,7 +30,8 @@ def run(
     """Measure, print the table, and write {"version": 1, "command", "machine", "rows"} to `json_path` where one
     is given ("-" is stdout; the table then goes to stderr). `examples`: the folder of the example functions,
     by default the checkout's. Of `load`: `models`, all for None, or only the small ones (`quick`;
-    of `cluster` and `placement` a small one); `rounds`, INSTAINFER_BENCH_ROUNDS for None, else 5; `picture`, where an SVG goes.
+    of `cluster` and `placement` a small one); `rounds`, INSTAINFER_BENCH_ROUNDS for None, else 5; `picture`, where
+    an SVG goes.
 
     Raises BadInput for a name that is none of NAMES or settings that cannot be meant, and what the server or
     a function raised.

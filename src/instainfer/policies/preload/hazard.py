@@ -49,6 +49,8 @@ class HazardPreload:
         self._rates: dict[str, float] = {}
         self._last: dict[str, float | None] = {}
         self._rated_at = -inf
+        #: Of each function what they were made of, and its items: the placement knows the very same objects again.
+        self._items: dict[str, tuple[FunctionView, tuple[float, bool], tuple[Item, ...]]] = {}
 
     def plan(self, snapshot: Snapshot, forecast: Predictor, now: float) -> Plan:
         views = {view.name: view for view in snapshot.functions}
@@ -85,9 +87,7 @@ class HazardPreload:
         if _may_enter(candidates, values, bins):
             items: list[Item] = []
             for view in candidates:
-                value = values[view.name]
-                again = view.name in further
-                items += items_of(view, value * view.import_s, value * view.load_s, further=again)
+                items += self._items_of(view, values[view.name], further=view.name in further)
             chosen = this_turn(snapshot, self.placement.place(bins, items))
         preloads: list[Preload] = []
         for place, one in enumerate(chosen, 1):
@@ -123,6 +123,7 @@ class HazardPreload:
             self._rated_at = now
             rate, called_at = forecast.rate, forecast.last
             self._last = {name: called_at(name) for name in functions}
+            self._items = {}
             if isinstance(forecast, Forecast):
                 self._rates = forecast.rates(functions, now)
             else:
@@ -134,6 +135,14 @@ class HazardPreload:
                 last[name] = called
                 rates[name] = forecast.rate(name, now)
         return rates
+
+    def _items_of(self, view: FunctionView, rate: float, *, further: bool) -> tuple[Item, ...]:
+        known = self._items.get(view.name)
+        if known is not None and known[0] is view and known[1] == (rate, further):
+            return known[2]
+        items = items_of(view, rate * view.import_s, rate * view.load_s, further=further)
+        self._items[view.name] = view, (rate, further), items
+        return items
 
 
 def _beside(view: FunctionView, further: dict[str, float], copies: Copies) -> str:

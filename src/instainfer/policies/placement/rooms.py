@@ -1,0 +1,198 @@
+"""What a placement fills: idle memory as rooms, and what is put where."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf, nextafter
+from operator import itemgetter
+
+from instainfer.model import Level
+from instainfer.policies.base import Bin, Held
+from instainfer.policies.placement.making_room import MakingRoom
+
+_MISSES = 8  # from which on it pays to know beforehand what making room costs
+
+
+@dataclass(slots=True)
+class Option:
+    """A function, with what its libraries take and bring (`part`) and what its model adds (`more`)."""
+
+    name: str
+    namespace: str
+    mounts: tuple[str, ...]
+    level: Level = Level.NONE  # of the model's item, if there is one
+    part_value: float = 0.0
+    part_weight: int = 0
+    more_value: float = 0.0
+    more_weight: int = 0
+    more_score: float = 0.0  # rank of the model by itself
+
+
+@dataclass(slots=True)
+class Pool:
+    """The rooms that one namespace shares, or that only one function may use, in two orders."""
+
+    by_free: list[tuple[int, int]] = field(default_factory=list)  # (free bytes, index), ascending
+    by_cheapest: list[tuple[float, int]] = field(default_factory=list)  # (least density held, index), likewise
+    misses: int = 0  # how often in a row room was sought and not to be had at the price
+    making_room: MakingRoom | None = None
+
+    def make_room(
+        self, rooms: list[Room], option: Option, weight: int, limit: float
+    ) -> tuple[float, Room, list[Held]] | None:
+        """The room and the held items whose displacement loses least, and less than `limit`; of equals the one
+        that holds the cheapest bytes, then the first."""
+        if self.misses >= _MISSES:
+            return self._make_room_in_few(rooms, option, weight, limit)
+        found: tuple[float, Room, list[Held]] | None = None
+        least_short = weight - self.by_free[-1][0]
+        for cheapest, index in self.by_cheapest:
+            if cheapest * least_short >= limit:
+                break  # here and further on even the cheapest bytes cost too much
+            room = rooms[index]
+            short = weight - room.free
+            if cheapest * short >= limit or not room.takes(option):
+                continue
+            victims = room.victims(short, limit, option.name)
+            if victims is not None:
+                limit = worth(victims)
+                found = limit, room, victims
+        self.misses = self.misses + 1 if found is None else 0
+        return found
+
+    def _make_room_in_few(
+        self, rooms: list[Room], option: Option, weight: int, limit: float
+    ) -> tuple[float, Room, list[Held]] | None:
+        """The same, where mostly there is none."""
+        if self.making_room is None:
+            self.making_room = MakingRoom([rooms[index] for _, index in sorted(self.by_free, key=itemgetter(1))])
+        least: tuple[float, float, int] = limit, -1.0, -1
+        found: tuple[float, Room, list[Held]] | None = None
+        for cost, room in self.making_room.below(weight, limit):
+            if cost > least[0]:
+                break  # here and further on it costs too much
+            if not room.held or not room.takes(option):
+                continue
+            most = limit if found is None else nextafter(least[0], inf)
+            victims = room.victims(weight - room.free, most, option.name)
+            if victims is not None:
+                mine = worth(victims), held_order(room.held[0])[0], room.index
+                if mine < least:
+                    least, found = mine, (mine[0], room, victims)
+        if found is not None:
+            self.misses = 0
+        return found
+
+
+class Room:
+    """An open bin while it is being filled."""
+
+    __slots__ = ("bin", "free", "held", "index", "mounts", "pool", "present")
+
+    def __init__(self, bin: Bin, index: int, pool: Pool) -> None:
+        self.bin = bin
+        self.index = index
+        self.pool = pool
+        self.free = bin.free
+        self.held = sorted(bin.held, key=held_order)  # least density first
+        #: Functions that are there at a level, and so are not placed again.
+        self.present = {one.function for one in bin.held if one.level}.union(bin.fixed)
+        self.mounts = frozenset(bin.mounts)
+
+    def enter(self) -> None:
+        insort(self.pool.by_free, (self.free, self.index))
+        if self.held:
+            insort(self.pool.by_cheapest, (held_order(self.held[0])[0], self.index))
+
+    def leave(self) -> None:
+        order = self.pool.by_free
+        del order[bisect_left(order, (self.free, self.index))]
+        if self.held:
+            cheapest = self.pool.by_cheapest
+            del cheapest[bisect_left(cheapest, (held_order(self.held[0])[0], self.index))]
+
+    def resize(self, by: int) -> None:
+        order = self.pool.by_free
+        del order[bisect_left(order, (self.free, self.index))]
+        self.free += by
+        insort(order, (self.free, self.index))
+        if self.pool.making_room is not None:
+            self.pool.making_room.changed.append(self)
+
+    def drop(self, victims: Sequence[Held]) -> None:
+        """They are gone, and their bytes free."""
+        self.leave()
+        for held in victims:
+            self.held.remove(held)
+            self.free += held.bytes
+        self.enter()
+        if self.pool.making_room is not None:
+            self.pool.making_room.changed.append(self)
+
+    def takes(self, option: Option) -> bool:
+        return option.name not in self.present and self.admits(option)
+
+    def admits(self, option: Option) -> bool:
+        bin = self.bin
+        return (
+            bin.namespace == option.namespace
+            and (not bin.own or bin.own == option.name)
+            and (not option.mounts or self.mounts.issuperset(option.mounts))
+        )
+
+    def victims(self, short: int, limit: float, spared: str) -> list[Held] | None:
+        """Held items that free `short` bytes and are worth less than `limit` together, or None."""
+        if short <= 0:
+            return []
+        freed, cost = 0, 0.0
+        chosen: list[Held] = []
+        single: Held | None = None
+        for held in self.held:
+            if held.function == spared and held.level:
+                continue  # what is to be raised cannot give way
+            if freed < short:
+                if cost >= limit:
+                    return None  # no others free as much for less: these are the cheapest bytes
+                chosen.append(held)
+                freed += held.bytes
+                cost += held.value
+            elif held.value * short >= cost * held.bytes:
+                break  # from here on one alone costs more
+            if held.bytes >= short and (single is None or held.value < single.value):
+                single = held
+        if freed < short:
+            return None
+        for held in sorted(chosen, key=lambda one: (-one.value, one.instance)):
+            if freed - held.bytes >= short:  # a later, larger one made it superfluous
+                chosen.remove(held)
+                freed -= held.bytes
+        lost = worth(chosen)
+        if single is not None and single.value < lost:
+            chosen, lost = [single], single.value
+        return chosen if lost < limit else None
+
+
+@dataclass(slots=True)
+class Spot:
+    """Where a function has been placed, and at what price."""
+
+    room: Room
+    level: Level
+    value: float
+    weight: int
+    displaced: list[Held]
+    raised: bool = False  # there are libraries of it already: it can go nowhere else
+
+
+def density(value: float, weight: int) -> float:
+    return value / (weight or 1)
+
+
+def worth(held: Sequence[Held]) -> float:
+    return sum(one.value for one in held)
+
+
+def held_order(held: Held) -> tuple[float, str]:
+    return density(held.value, held.bytes), held.instance
