@@ -126,6 +126,7 @@ class Membership:
                     "state": said,
                     "cluster": self._states.get(node, "alive" if node in members else "gone"),
                     "memory_mb": about.memory / 1e6 if about is not None else 0.0,
+                    "load_slots": about.load_slots if about is not None else 0,
                     "committed_mb": state.ledger.promised(node) / 1e6,
                     "containers": len(there),
                     "instances": sum(len(container.instances) for container in there),

@@ -10,7 +10,7 @@ import pytest
 
 from instainfer.errors import BadInput
 from instainfer.lab.costs import costs_of, latencies_s, sizes_mb
-from instainfer.lab.simulate import Settings, of_trace
+from instainfer.lab.simulate import Settings, cores_of, of_trace
 from instainfer.traces.base import Trace
 
 
@@ -90,6 +90,19 @@ def test_what_a_server_measured_of_zygotes_and_clones_is_simulated(tmp_path: Pat
     assert (a.costs.first_s, b.costs.first_s, c.costs.first_s) == (0.03, 0.02, 0.025)
     wide = of_trace(trace, Settings(profiles=str(path), headroom=1.0))
     assert [one.memory for one in wide.functions] == [100_000_000] * 3
+
+
+def test_the_cores_of_the_node_that_was_measured_are_shared_unless_settings_say_otherwise(tmp_path: Path) -> None:
+    trace = Trace(names=("x", "y"), times=np.arange(2.0), functions=np.array([0, 1], np.int32))
+    said = str(written(tmp_path, [measured("x", cores=2)]))
+    work = of_trace(trace, Settings(profiles=said))
+    assert (cores_of(Settings(), work), cores_of(Settings(cores=0), work), cores_of(Settings(cores=8), work)) == (
+        2,
+        0,
+        8,
+    )
+    papers = of_trace(trace, Settings())
+    assert cores_of(Settings(), papers) == 0
 
 
 def test_a_profile_file_that_is_missing(tmp_path: Path) -> None:

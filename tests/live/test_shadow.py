@@ -64,6 +64,7 @@ def simulated(server: Server, mode: str) -> dict[str, Any]:
         warmup=0.0,
         min_calls=1,
         load_slots=len(os.sched_getaffinity(0)),
+        cores=0,  # in shadows inferences slow no loads
         zygote_memory="0",
     )
     memory = server.client.status()["memory_mb"]

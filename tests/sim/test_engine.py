@@ -30,7 +30,7 @@ class Idle:
     """A world in which requests wait for ever."""
 
     def __init__(self) -> None:
-        self.settled = 0
+        self.settled = self.running = 0
         self.carry_out: dict[type[act.Action], Callable[[Any, float], None]] = {}
 
 

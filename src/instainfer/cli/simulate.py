@@ -12,7 +12,7 @@ import typer
 from instainfer.cli.options import CapPerMinute, MinCalls, Minutes, Seed, seconds
 from instainfer.cli.output import is_terminal, print_json, table
 from instainfer.cli.session import Session, Usage, command
-from instainfer.errors import BadInput, BadSettings
+from instainfer.errors import BadInput, BadSettings, InstaInferError
 from instainfer.units import listed, say_mb, say_ms
 
 if TYPE_CHECKING:
@@ -84,8 +84,20 @@ def simulate(
         str, typer.Option(metavar="TIME", help="Containers: of keep-alive policies with a time.")
     ] = "600s",
     load_slots: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Containers: loads at a time per node [one for each 4 GB].")
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Containers: loads at a time per node [one for each core, or 4 GB]."
+        ),
     ] = 0,
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Containers: processors of a node, which loads and inferences share; 0: inferences have their "
+            "own [as the profiles say].",
+        ),
+    ] = None,
     headroom: Annotated[
         float | None,
         typer.Option(metavar="SHARE", min=0.0, help="Containers: a limit beyond its function's size [0.5]."),
@@ -119,6 +131,7 @@ def simulate(
         keep_alive=keep_alive,
         keep_alive_s=seconds("--keep-alive-seconds", keep_alive_seconds),
         load_slots=load_slots,
+        cores=cores,
         headroom=headroom,
         zygote_memory=zygote_memory,
         tick_s=seconds("--tick", tick),
@@ -223,7 +236,8 @@ def profile(
     """
     import msgspec
 
-    profiles = [_measured(one) for one in session.client.functions(namespace) if one.get("profile")]
+    cores = _cores(session)
+    profiles = [_measured(one) | cores for one in session.client.functions(namespace) if one.get("profile")]
     if output is None:
         print_json(profiles)
         return
@@ -235,6 +249,17 @@ def profile(
         print_json({"file": str(output), "functions": len(profiles)})
     else:
         typer.echo(f"{len(profiles)} function{'s' * (len(profiles) != 1)} in {output}")
+
+
+def _cores(session: Session) -> dict[str, int]:
+    """Processors of a node, on which that was measured: as many as loads that it takes at a time. Only the
+    server's owner is told; of nodes that differ, those of the smallest."""
+    try:
+        nodes = session.client.nodes()
+    except InstaInferError:
+        return {}
+    slots = [node["load_slots"] for node in nodes if node.get("load_slots")]
+    return {"cores": min(slots)} if slots else {}
 
 
 #: Keys of a profile that are those of the server's answer.

@@ -54,6 +54,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     cloned_mb: float = 0.0
     limit_mb: float = 0.0  # of its container; 0: not said
     concurrency: int = 1
+    cores: int = 0  # of the node that it was measured on, which loads and inferences share; 0: not said
 
     def costs(self) -> Costs:
         """Where a warm-up was measured and no first inference, the warm-up was one."""
@@ -79,7 +80,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 #: Of a Measured.
 _NOT_NEGATIVE = (
     *("import_ms", "load_ms", "inference_ms", "container_ms", "warmup_ms", "imported_mb", "libraries_mb"),
-    *("start_ms", "fork_ms", "forked_mb", "clone_ms", "cloned_mb", "limit_mb"),
+    *("start_ms", "fork_ms", "forked_mb", "clone_ms", "cloned_mb", "limit_mb", "cores"),
 )
 
 

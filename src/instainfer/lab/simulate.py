@@ -82,7 +82,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive: str = "pressure"  # the others: containers
     keep_alive_s: float = 600.0
     nodes: int = 1
-    load_slots: int = 0  # per node; 0: see BYTES_PER_SLOT
+    load_slots: int = 0  # per node; 0: as many as cores, or see BYTES_PER_SLOT
+    cores: int | None = None  # see Node; None: as the profiles say, and of the papers' models none do
     headroom: float | None = None  # a container's limit beyond its function's size, as a share of that
     zygote_memory: str = "50%"  # per node, of its memory: a share or a size
     tick_s: float = 0.0  # grain of placement passes; 0: as the live server
@@ -158,6 +159,11 @@ def check(settings: Settings, cases: list[Case]) -> None:
 def keep_alive_of(settings: Settings) -> Any:
     timed = {"seconds": settings.keep_alive_s} if settings.keep_alive == "fixed" else {}
     return registry.keep_alive(settings.keep_alive, **timed)
+
+
+def cores_of(settings: Settings, work: Workload) -> int:
+    """Of a node. See Node."""
+    return work.cores if settings.cores is None else settings.cores
 
 
 def zygote_memory(settings: Settings, memory: int) -> int:
@@ -415,11 +421,13 @@ def _world(
             f"that {largest.name} needs",
             hint="give a larger budget, less --headroom, or fewer nodes",
         )
+    cores = cores_of(settings, work)
     nodes = [
         Node(
             name=f"n{number}",
             memory=each,
-            load_slots=settings.load_slots or max(2, each // BYTES_PER_SLOT),
+            load_slots=settings.load_slots or cores or max(2, each // BYTES_PER_SLOT),
+            cores=cores,
             zygote_memory=zygote_memory(settings, each),
             hop_s=HOP_S if settings.nodes > 1 else 0.0,
         )
@@ -488,6 +496,7 @@ def of_trace(trace: Trace, settings: Settings) -> Workload:
         which=which,
         durations=durations,
         end=trace.length_s,
+        cores=max(profile.cores for profile in profiles),
         classes=[str(kind or OTHER) for kind in classify(trace)],
     )
 

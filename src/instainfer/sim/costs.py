@@ -18,7 +18,10 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     memory: int
-    load_slots: int = 2
+    load_slots: int = 2  # loads at a time
+    #: Processors that loads share with running inferences. 0: loads share as many as there are slots with each
+    #: other only, and every inference has a processor of its own (the papers' world).
+    cores: int = 0
     zygote_memory: int = 0  # of `memory`; 0: no library zygotes, as in the papers
     guests: bool = True
     load_factor: float = 1.0
@@ -46,6 +49,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     which: Sequence[int]
     durations: Sequence[float] = ()
     end: float  # of the trace, seconds: not before the last arrival
+    cores: int = 0  # of the node where costs were measured; 0: not said
     classes: Sequence[str] = ()  # of each function, where they are told apart
 
     @property

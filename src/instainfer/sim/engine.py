@@ -30,6 +30,8 @@ class World(Protocol):
 
     #: Requests that have been dispatched or refused: the others wait.
     settled: int
+    #: Dispatched ones of which it is not known yet how long they will have taken.
+    running: int
 
 
 class Engine:
@@ -88,7 +90,7 @@ class Engine:
             if progress is not None and request % _REPORT_EVERY == 0:
                 progress(request)
         end = self.now + linger_s
-        while heap and world.settled < len(times) and heap[0][0] <= end:
+        while heap and (world.settled < len(times) or world.running) and heap[0][0] <= end:
             self.step()
 
     def advance(self, to: float) -> None:

@@ -1,9 +1,11 @@
-"""The loads of one node: beyond its slots they slow each other."""
+"""The work of one node: loads, and inferences where those take processors from loads. What is more than its
+processors can do at a time goes slower."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from math import inf
 
 from instainfer.sim.engine import Engine
 
@@ -11,7 +13,8 @@ _CLOSE = 1e-9  # seconds of work: what is left of a job by rounding
 
 
 class Job:
-    """`work_s`: with a slot of its own. `spent_s`: so far, without the time in which it was suspended."""
+    """`work_s`: with a processor of its own; infinite for one that is ended from outside (`suspend`). `spent_s`:
+    so far, without the time in which it was suspended."""
 
     __slots__ = ("done", "entry", "left_s", "resumed", "spent_s", "work_s")
 
@@ -23,13 +26,19 @@ class Job:
         self.resumed = 0.0
         self.entry = 0  # of the heap; 0: it does not run
 
+    @property
+    def slowed(self) -> float:
+        """Of one that is done: how much longer it took than with a processor of its own."""
+        return self.spent_s / self.work_s if self.work_s > 0.0 else 1.0
+
 
 class Loads:
-    """Shares the slots evenly: with n jobs on k slots each goes on at min(1, k / n) of full speed."""
+    """Processor sharing: with n jobs on k processors each goes on at min(1, k / n) of full speed. That is what a
+    kernel does with processes of one thread and equal weights."""
 
-    def __init__(self, engine: Engine, slots: int) -> None:
+    def __init__(self, engine: Engine, processors: int) -> None:
         self._engine = engine
-        self._slots = max(slots, 1)
+        self._processors = max(processors, 1)
         self._running = 0
         self._work = 0.0  # seconds of work that a job would have got done so far
         self._at = 0.0  # when that was so
@@ -65,7 +74,7 @@ class Loads:
     def _advance(self) -> None:
         now = self._engine.now
         if self._running:
-            self._work += (now - self._at) * min(1.0, self._slots / self._running)
+            self._work += (now - self._at) * min(1.0, self._processors / self._running)
         self._at = now
 
     def _look_again(self) -> None:
@@ -73,10 +82,10 @@ class Loads:
         while ends and ends[0][1] != ends[0][2].entry:
             heappop(ends)
         self._look += 1
-        if ends:
+        if ends and ends[0][0] < inf:
             left = max(0.0, ends[0][0] - self._work)
             look = self._look
-            at = self._engine.now + left / min(1.0, self._slots / self._running)
+            at = self._engine.now + left / min(1.0, self._processors / self._running)
             self._engine.call(at, lambda: self._end(look))
 
     def _end(self, look: int) -> None:

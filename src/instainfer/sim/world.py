@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 from instainfer.core import actions as act
@@ -30,7 +31,7 @@ class _Site:
 
     def __init__(self, engine: Engine, node: Node) -> None:
         self.node = node
-        self.loads = Loads(engine, node.load_slots)
+        self.loads = Loads(engine, node.cores or node.load_slots)
         self.zygotes: dict[tuple[str, str], str] = {}  # namespace and libraries -> the zygote that is ready
 
 
@@ -139,6 +140,7 @@ class Containers:
         self._zygotes: dict[str, _Zygote] = {}
         self._pushed_out: set[str] = set()  # functions whose instance went after its container changed hands
         self.settled = 0
+        self.running = 0
         self.carry_out: dict[type[act.Action], Callable[[Any, float], None]] = {
             act.CreateContainer: self._create,
             act.ResizeContainer: self._resize,
@@ -336,7 +338,7 @@ class Containers:
         instance.job = None
         instance.level = instance.target
         instance.ready_at = now
-        slowed = job.spent_s / job.work_s if job.work_s > 0.0 else 1.0
+        slowed = job.slowed
         import_s, load_s, warmup_s = instance.steps
         self.engine.feed(
             ev.InstanceReady(
@@ -447,7 +449,39 @@ class Containers:
             first_s = max(costs.first_s - costs.warm_s, 0.0) * node.inference_factor
             instance.warmed = True
         instance.served += 1
-        end = begin + first_s + seconds + node.hop_s
+        self._harm(action.start, function.name, container, request, begin, self._tally_of[instance.function])
+        if self.waits:
+            self.waits[request] = begin - self._times[request]
+        if not node.cores:
+            self._inferred(action, instance, begin, begin + first_s + seconds, first_s, seconds)
+            return
+        self.running += 1
+
+        def ended(end: float, slowed: float) -> None:
+            self.running -= 1
+            self._inferred(action, instance, begin, end, first_s * slowed, seconds * slowed)
+
+        loads = container.site.loads
+        if self._durations:  # those of a trace are as long as they turned out, and only slow others
+            job = Job(inf, lambda: None)
+            end = begin + first_s + seconds
+
+            def stop() -> None:
+                loads.suspend(job)
+                ended(end, 1.0)
+
+            self.engine.call(end, stop)
+        else:
+            job = Job(first_s + seconds, lambda: ended(self.engine.now, job.slowed))
+        self.engine.call(begin, lambda: loads.resume(job))
+
+    def _inferred(
+        self, action: act.Dispatch, instance: _Instance, begin: float, end: float, first_s: float, seconds: float
+    ) -> None:
+        """It ran from `begin` to `end`: `seconds`, after `first_s` that no later call needs. What the core and the
+        caller learn of it, they learn then or later."""
+        request, container = action.request, instance.container
+        end += container.site.node.hop_s
         self.engine.post(
             end, ev.InvocationFinished(request=request, instance=instance.id, inference_s=first_s + seconds)
         )
@@ -462,9 +496,6 @@ class Containers:
                 warming += max(0.0, instance.began - max(arrived, instance.began - instance.start_s))
             parts = action.start, warming, paid, seconds, end - arrived
             self._timeline.calls.append(Call(request, instance.function, arrived, *parts))
-        self._harm(action.start, function.name, container, request, begin, tally)
-        if self.waits:
-            self.waits[request] = begin - arrived
 
     def _harm(
         self, start: StartKind, name: str, container: _Container, request: int, begin: float, tally: Tally
