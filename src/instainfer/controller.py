@@ -353,7 +353,11 @@ class Controller:
                 if self.watcher is not None:
                     self.watcher.follow(now, event)
                 for action in self.platform.handle(event, now):
-                    self._act(action, now)
+                    try:
+                        self._act(action, now)
+                    except Exception:
+                        # The core counts on all of them: those that follow are carried out.
+                        log.exception("this could not be carried out: %.500r", action)
         finally:
             self._feeding = False
 

@@ -67,6 +67,9 @@ class Deployer:
             return self._blob(spec.digest).read_bytes()
         except FileNotFoundError:
             raise NotFound(f"the package of {spec.revision} is lost", hint="deploy it again") from None
+        except OSError as error:
+            said = f"the package of {spec.revision} cannot be read: {error}"
+            raise Unavailable(said, hint="look after the disk of the data directory") from error
 
     def _blob(self, digest: str) -> Path:
         return self._blobs / digest.replace(":", "-")

@@ -292,3 +292,32 @@ def test_a_task_ends_with_its_node(tmp_path: Path) -> None:
             await w.controller.task(lambda token: Measure(token=token, revision="r"), lambda said: None)
 
     play(tmp_path, scenario, a)
+
+
+def test_what_cannot_be_carried_out_stops_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The core counts on all of its actions."""
+
+    class Broken(Node):
+        broken = False
+
+        def send(self, command: Command) -> None:
+            if self.broken and isinstance(command, actions.Offload):
+                raise OSError("its group is gone")
+            super().send(command)
+
+    broken, whole = Broken("a"), Node("b")
+
+    async def scenario(w: World) -> None:
+        w.ask()
+        await w.until(lambda: broken.invokes or whole.invokes)
+        for node in running(broken, whole):
+            node.answer()
+        await w.done.get()
+        broken.broken = True
+        w.controller.delete(SPEC.key)  # off-loads what there is, and ends its container
+        await w.until(lambda: not w.controller.platform.state.containers)
+
+    play(tmp_path, scenario, broken, whole)
+    said = [record for record in caplog.records if "could not be carried out" in record.getMessage()]
+    assert all("Offload" in record.getMessage() for record in said)
+    assert said

@@ -421,7 +421,8 @@ class ContainerHost:
         if resident is not None:
             self._reasons.setdefault(name, (reason, code, request))
             for group in resident.groups:
-                self.container.kill(group)
+                with suppress(OSError):  # its group is gone, and it with it
+                    self.container.kill(group)
 
     def _watch(self, name: str, process: Process) -> None:
         self._task(self._ended(name, process))
@@ -512,6 +513,13 @@ class ContainerHost:
         if not self._gone:
             self._task(self.close(f"its manager is gone: {reason}"))
 
+    async def _destroy(self) -> None:
+        try:
+            await self.container.destroy()
+        except OSError as error:  # TimeoutError is one: the kernel does not let go of a process of its
+            said = str(error) or "it did not end in time"
+            log.warning("container %s is given up, though something may be left of it: %s", self.id, said)
+
     def usage(self) -> dict[str, int]:
         """Bytes of each instance, its template's included. Takes milliseconds; may be called from a thread."""
         sizes = self.container.usage().instances
@@ -530,10 +538,10 @@ class ContainerHost:
         if self._worker is not None:
             self._worker.cancel()
         self.room.link.close()
-        await self.container.destroy()
-        residents = list(self.residents.values())
-        self.residents.clear()
         try:
+            await self._destroy()
+            residents = list(self.residents.values())
+            self.residents.clear()
             for resident in residents:
                 unread += resident.host.close()
                 if resident.maker is not None:

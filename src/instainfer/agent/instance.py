@@ -19,6 +19,7 @@ from instainfer.model import Level, Origin
 from instainfer.runtime import frames
 
 READ = 1 << 16
+LONGEST_TYPE = 255
 _json = msgspec.json.Encoder().encode  # a third of the time of what the instance's end has to make do with
 
 
@@ -285,6 +286,7 @@ class InstanceHost(asyncio.Protocol):
 
     def _frame(self, kind: int, request: int, meta: dict[str, Any], body: bytes) -> None:
         if kind == frames.RESULT or kind == frames.ERROR:
+            content_type = _content_type(meta.get("type", "application/json")) if kind == frames.RESULT else ""
             call = self._calls.pop(request, None)
             if call is None:
                 return  # nobody asked (any more)
@@ -297,7 +299,7 @@ class InstanceHost(asyncio.Protocol):
                         request=request,
                         instance=self.id,
                         inference_s=seconds,
-                        content_type=str(meta.get("type", "application/json")),
+                        content_type=content_type,
                         body=body,
                         logs=self.output.take(),
                     )
@@ -313,7 +315,7 @@ class InstanceHost(asyncio.Protocol):
                     )
                 )
         elif kind == frames.PART:
-            self._part(request, str(meta.get("type", "")), body)
+            self._part(request, _content_type(meta.get("type", "")), body)
         elif kind == frames.READY:
             self._ready(meta)
         elif kind == frames.FAILED and not self.loading:
@@ -391,6 +393,14 @@ def _unread(transport: asyncio.Transport) -> bool:
 def _text(said: Any) -> Any:
     """Text that can be sent on: JSON lets lone surrogates through, UTF-8 does not."""
     return said.encode("utf-8", "replace").decode() if isinstance(said, str) else said
+
+
+def _content_type(said: Any) -> str:
+    """It becomes a header as it is: with a line break in it whatever follows would be headers too, or the answer
+    to somebody else's request."""
+    if not isinstance(said, str) or len(said) > LONGEST_TYPE or not said.isprintable() or not said.isascii():
+        raise ValueError(f"a content type of {str(said)[:LONGEST_TYPE]!r}")
+    return said
 
 
 def _sane(said: Any, elapsed: float) -> float:

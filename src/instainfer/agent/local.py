@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import compileall
+import errno
 import logging
 import shutil
 import time
@@ -91,6 +92,7 @@ class LocalAgent:
         self._report: base.Sink = lambda report: None
         self._revisions: dict[str, base.Revision] = {}
         self._arrivals: dict[str, asyncio.Future[None]] = {}  # revision -> its package is on the node
+        self._unplaced: set[str] = set()  # revisions whose package the disk did not take
         self._withdrawn: set[str] = set()
         self._containers: dict[str, ContainerHost] = {}
         self._where: dict[str, str] = {}  # instance -> container
@@ -217,8 +219,8 @@ class LocalAgent:
             reason = f"{command.revision} was never provided to node {self.node}"
             self._report(events.ContainerLost(container=command.container, reason=reason))
             return
-        spec = self.spec(revision, command.container, command.limit, command.mounts)
         try:
+            spec = self.spec(revision, command.container, command.limit, command.mounts)
             await self._equipped(revision)
             host = await self.open(spec, self._from_container)
         except (InstaInferError, OSError, TimeoutError) as error:
@@ -296,11 +298,12 @@ class LocalAgent:
             self._report(events.ZygoteLost(zygote=command.zygote, reason=reason))
             return
         try:
+            room = self.room(command.zygote, revisions, command.limit)
             await self._equipped(revisions[0])
         except (InstaInferError, OSError) as error:
             self._report(events.ZygoteLost(zygote=command.zygote, reason=str(error)))
             return
-        await self._zygotes.start(command, self.room(command.zygote, revisions, command.limit), revisions)
+        await self._zygotes.start(command, room, revisions)
 
     def room(
         self, name: str, revisions: list[base.Revision], limit: int, writable: tuple[Path, ...] = ()
@@ -330,6 +333,9 @@ class LocalAgent:
     async def revision(self, name: str) -> tuple[base.Revision, Path]:
         """A revision and where its files are, once they are here. Raises Unavailable."""
         revision, arrival = self._revisions.get(name), self._arrivals.get(name)
+        if revision is not None and name in self._unplaced:
+            self._provide(revision)  # once more: there may be room now
+            arrival = self._arrivals.get(name)
         if revision is None or arrival is None:
             raise Unavailable(f"{name} was never provided to node {self.node}, or withdrawn", phase="extract")
         try:
@@ -347,6 +353,7 @@ class LocalAgent:
 
     def _provide(self, revision: base.Revision) -> None:
         self._withdrawn.discard(revision.id)
+        self._unplaced.discard(revision.id)
         if revision.network and self.sandbox.enforces.network:
             variables = {**egress.VARIABLES, **revision.variables}
             revision = msgspec.structs.replace(revision, variables=variables)
@@ -440,12 +447,14 @@ class LocalAgent:
         apart = self.sandbox.enforces.function_uids
         uid = revision.uid_base + FIRST_UID + revision.number if apart else None
         target = self._path(revision)
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
+            target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             package = await asyncio.to_thread(open_package, data)
             await asyncio.to_thread(package.extract, target, uid=uid, gid=uid)
         except (BadPackage, OSError) as error:
             log.error("package of %s: %s", name, error)
+            if isinstance(error, OSError):
+                self._unplaced.add(name)
             arrival.set_exception(Unavailable(f"its package could not be extracted: {error}", phase="extract"))
             arrival.exception()  # looked at by those who wait, if any
         else:
@@ -457,6 +466,7 @@ class LocalAgent:
         for name in [name for name in self._withdrawn if name not in in_use]:
             self._withdrawn.discard(name)
             self._arrivals.pop(name, None)
+            self._unplaced.discard(name)
             revision = self._revisions.pop(name, None)
             if revision is None:
                 continue
@@ -527,9 +537,12 @@ class LocalAgent:
             report(base.TaskFailed(token=token, problem=error.problem()))
         except OSError as error:
             log.warning("agent %s: a task failed: %s", self.node, error)
-            said = f"the data directory of node {self.node} cannot be used: {error}"
-            problem = Unavailable(said, hint="is its disk full?").problem()
-            report(base.TaskFailed(token=token, problem=problem))
+            # its container may have been ended meanwhile, and the groups that it was in be gone
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+            where = "the data directory of node" if full else "a task on node"
+            said = f"{where} {self.node} {'cannot be used' if full else 'broke off'}: {error}"
+            hint = "is its disk full?" if full else "try again; the server's log says more"
+            report(base.TaskFailed(token=token, problem=Unavailable(said, hint=hint).problem()))
         except Exception as error:
             log.exception("agent %s: a task failed", self.node)
             problem = InstaInferError(

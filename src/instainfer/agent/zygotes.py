@@ -105,8 +105,9 @@ class Zygote:
         room.empty = self._left
 
     def _why(self, reason: str) -> str:
-        if self._room is not None and self._room.container.oom_killed(NAME):
-            return "it went over its memory limit"
+        with suppress(OSError):
+            if self._room is not None and self._room.container.oom_killed(NAME):
+                return "it went over its memory limit"
         printed = "".join(text for _, text in self._output.take())[-500:] if self._output is not None else ""
         return f"{reason}; it printed: {printed}" if printed else reason
 
@@ -129,7 +130,8 @@ class Zygote:
         self.lost.set_result(reason)
         self._maker = None
         if self._room is not None:
-            self._room.container.kill(NAME)
+            with suppress(OSError):  # its group is gone, and it with it
+                self._room.container.kill(NAME)
         if self._room is None or not self._room.inhabited:
             self._left()
 
@@ -146,13 +148,18 @@ class Zygote:
     async def close(self) -> None:
         """End it, its room and whatever lives in it. Idempotent."""
         self._over("the node is closing")
-        if self._room is not None:
-            self._room.link.close()
-            await self._room.container.destroy()
-        if self._output is not None:
-            self._output.close()
-            self._output = None
-        self.closed.set()
+        try:
+            if self._room is not None:
+                self._room.link.close()
+                await self._room.container.destroy()
+        except OSError as error:
+            said = str(error) or "it did not end in time"
+            log.warning("the room of zygote %s is given up, though something may be left: %s", self.name, said)
+        finally:
+            if self._output is not None:
+                self._output.close()
+                self._output = None
+            self.closed.set()
 
 
 class Zygotes:

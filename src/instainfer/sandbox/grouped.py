@@ -130,12 +130,14 @@ class GroupedContainer:
             await self._poller.stop()
         # The kernel ends the pid namespace when its pid 1 dies, but waits for every process in it, and a frozen
         # one dies only after thawing: so both at once.
-        self._groups.kill(self.id)
-        await self._end()
-        await end_container(self._groups, self.id)
-        self._limits.clear()
-        self._lodgings.clear()
-        self.control.close()
+        try:
+            self._groups.kill(self.id)
+            await self._end()
+            await end_container(self._groups, self.id)
+        finally:
+            self._limits.clear()
+            self._lodgings.clear()
+            self.control.close()
 
     def _over(self) -> str | None:
         return over(self.usage(), self._limits, self._limit)
