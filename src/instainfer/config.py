@@ -112,7 +112,8 @@ class Artifacts(Section, frozen=True, kw_only=True):
 class Limits(Section, frozen=True, kw_only=True):
     queue: Positive = 1000  # waiting requests per function
     requests: Positive = 20_000  # accepted and not answered, of all functions together
-    read_s: Seconds = 30.0  # a client that sends nothing for so long in the middle of a request is let go
+    bodies: Size = 1_000 * MB  # of requests that are accepted and not answered, all together
+    read_s: Seconds = 30.0  # a client that sends or takes nothing for so long in the middle of a request is let go
     queue_s: Seconds = 60.0  # longest wait of a request for its instance
     load_s: Seconds = 300.0  # longest load of an instance, frozen time not counted
     log_bytes: Size = 65536  # kept of what one activation prints

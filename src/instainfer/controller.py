@@ -72,8 +72,10 @@ class Controller:
         *,
         queue_s: float,
         most: int = 20_000,
+        most_bytes: int = 1 << 40,
     ) -> None:
-        """`queue_s`: longest wait for an instance; `most`: requests accepted and not answered."""
+        """`queue_s`: longest wait for an instance; `most`: requests accepted and not answered, `most_bytes`: of
+        their bodies, which are kept until then."""
         self.platform = platform
         self.books = books
         self.specs: dict[str, FunctionSpec] = {}  # by key: what requests are accepted for
@@ -87,6 +89,8 @@ class Controller:
         self._events = events
         self._queue_s = queue_s
         self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0  # of bodies
         self._loop: asyncio.AbstractEventLoop
         self._tickets: dict[int, Ticket] = {}
         self._requests = itertools.count(1)
@@ -249,9 +253,14 @@ class Controller:
         ticket.wall = self._clock.wall()
         self._last_request = request
         full = len(self._tickets) >= self._most
+        self._bytes += len(body)
         self._tickets[request] = ticket
-        if full:
-            said = f"{self._most} requests are under way or wait"
+        if full or self._bytes > self._most_bytes:
+            said = (
+                f"{self._most} requests are under way or wait"
+                if full
+                else f"the bodies of requests that are under way or wait take {self._most_bytes / 1e6:g} MB"
+            )
             self._fail(ticket, Overloaded(said, function=spec.key, hint="send it again later", retry_after_s=1.0))
             return ticket
         self._foresight.arrived(spec.key, ticket.arrived)
@@ -573,6 +582,7 @@ class Controller:
     def _finish(self, ticket: Ticket) -> None:
         if self._tickets.pop(ticket.request, None) is None:
             return
+        self._bytes -= len(ticket.body)
         ticket.body = b""
         self.books.finished(ticket)
         if self.watcher is not None:

@@ -21,7 +21,8 @@ InstaInferError                         500  something of ours broke
 ├── Cancelled                           499  the caller went away before its turn came; kept in records only
 ├── OverQuota                           429  the namespace's own limit; carries retry_after_s where waiting helps
 ├── Overloaded                          503  queue full or no memory free; carries retry_after_s
-├── Unavailable                         503  the platform is starting or stopping, or a sandbox cannot be made
+├── Unavailable                         503  the platform is starting or stopping, or a sandbox cannot be made;
+│   │                                         carries retry_after_s
 │   ├── Stopping                        503  this server ends and has not begun it: another one may have it
 │   └── NoServer                        503  a gateway's: it waited for a server that serves, or had no room to
 └── Interrupted                         502  a gateway's: the server went away with it, and may have begun it
@@ -42,6 +43,8 @@ class InstaInferError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     again: ClassVar[bool] = False  # whoever sends it again, to whichever server, does not have it run twice
+    #: Seconds after which it may be worth another try, where nobody knows better; None: it is not.
+    again_s: ClassVar[float | None] = None
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class InstaInferError(Exception):
         self.function = function
         self.phase = phase
         self.detail = detail  # the child's traceback or the tool's output, cut to a readable length
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = self.again_s if retry_after_s is None else retry_after_s
 
     def problem(self) -> dict[str, Any]:
         """RFC 9457 members; extension members only where they say something."""
@@ -170,11 +173,13 @@ class OverQuota(InstaInferError):
 class Overloaded(InstaInferError):
     status = 503
     code = "overloaded"
+    again_s = 1.0
 
 
 class Unavailable(InstaInferError):
     status = 503
     code = "unavailable"
+    again_s = 5.0
 
 
 class Stopping(Unavailable):

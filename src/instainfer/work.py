@@ -62,6 +62,7 @@ class Work:
         self._submitted: dict[str, Ticket] = {}  # by job: those that run, or wait for an instance
         self._paused = False
         self._stopping = False
+        self._unwritten = False  # the end of some job could not be written, and it was said
 
     async def start(self) -> None:
         """Go on with what an earlier server was given. What it was running ended with it."""
@@ -332,7 +333,7 @@ class Work:
 
     async def _write(self, job: Job) -> None:
         """As often as it takes: an answer that cannot be written is not given up, since it may not be computed
-        twice while the first is known."""
+        twice while the first is known. Said once, of however many, until one can be written again."""
         wait = 0.1
         while True:
             try:
@@ -341,10 +342,15 @@ class Work:
                 if self._stopping:
                     log.error("the end of job %s is not written; it will run again: %s", job.id, error.message)
                     return
-                log.warning("the end of job %s is not written yet: %s", job.id, error.message)
+                if not self._unwritten:
+                    log.warning("the end of job %s is not written yet: %s", job.id, error.message)
+                self._unwritten = True
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, 5.0)
             else:
+                if self._unwritten:
+                    self._unwritten = False
+                    log.info("ends of jobs are written again")
                 return
 
     def _tell(self, job: Job) -> None:

@@ -321,3 +321,26 @@ def test_what_cannot_be_carried_out_stops_nothing_else(tmp_path: Path, caplog: p
     said = [record for record in caplog.records if "could not be carried out" in record.getMessage()]
     assert all("Offload" in record.getMessage() for record in said)
     assert said
+
+
+def test_bodies_that_wait_have_a_bound(tmp_path: Path) -> None:
+    node = Node("a")
+
+    async def scenario(w: World) -> None:
+        w.controller._most_bytes = 3 * len(b"body")
+        for _ in range(3):
+            w.ask()
+        refused = w.ask()
+        assert (await w.done.get()) is refused
+        assert refused.error is not None and refused.error.code == "overloaded"
+        assert "bodies" in refused.error.message and refused.error.retry_after_s
+        for _ in range(3):
+            await w.until(lambda: node.invokes)
+            (call,) = node.invokes
+            node.commands.clear()
+            node.report(Answered(request=call.request, instance=call.instance, inference_s=0.0, body=b"ok"))
+            assert (await w.done.get()).error is None
+        assert w.controller._bytes == 0
+        assert w.ask().error is None
+
+    play(tmp_path, scenario, node)

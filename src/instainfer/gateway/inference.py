@@ -125,7 +125,8 @@ class Inference:
 
     async def _healthy(self, *, live: bool) -> Response:
         ready = bool((await self._health.check())["ready"])
-        return _said({"live": True, "ready": ready}, 200 if ready or live else 503)
+        status, headers, body = _said({"live": True, "ready": ready}, 200 if ready or live else 503)
+        return status, [*headers, *([(b"retry-after", b"1")] if status == 503 else [])], body
 
     async def _models(self, who: Principal) -> Response:
         return _said({"models": [_called(who, spec) for spec in self._seen(who)]})

@@ -121,7 +121,9 @@ def application(
     async def readyz(response: Response) -> dict[str, Any]:
         """Requests would be served: 503 while starting, stopping, or without a node or a store."""
         truth = await health.check()
-        response.status_code = 200 if truth["ready"] else 503
+        if not truth["ready"]:
+            response.status_code = 503
+            response.headers["retry-after"] = "1"
         return truth
 
     @app.get("/metrics", tags=["health"], response_class=Metrics)

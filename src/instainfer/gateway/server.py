@@ -222,6 +222,7 @@ async def _compose(
         books,
         queue_s=settings.limits.queue_s,
         most=settings.limits.requests,
+        most_bytes=max(settings.limits.bodies, settings.server.max_body),
     )
     beside = Shadows(shadows(settings), clock, Live(clock, books), names)
     if beside.shadows:
