@@ -103,6 +103,30 @@ def test_a_package_is_pulled(tmp_path: Path, kind: str) -> None:
     asyncio.run(work())
 
 
+def test_a_package_that_was_sent_is_there_for_another_server(tmp_path: Path) -> None:
+    """One with another data directory and no controller that has it: of a server which is gone, say."""
+    shared = tmp_path / "shared"
+
+    async def work() -> None:
+        of = revision(data=DATA)
+        first = Node(tmp_path / "first", sources=(str(shared),))
+        async with first.running() as world:
+            await world.provide(of, DATA)
+            while first.agent._tasks:
+                await asyncio.wait(first.agent._tasks)
+        async with Node(tmp_path / "second", sources=(str(shared),)).running() as world:
+            world.send(Provide(revision=of))
+            world.create("c1", of)
+            await world.until(events.ContainerReady, container="c1")
+            await world.ready("i1", "c1", of)
+            await world.works("i1")
+            assert not world.reports.all(Missing)
+        left = [path.name for path in (tmp_path / "first" / "artifacts").iterdir()]
+        assert left == [digest(DATA).replace(":", "-")]
+
+    asyncio.run(work())
+
+
 def test_a_package_that_no_source_has_or_that_is_another_comes_from_the_controller(tmp_path: Path) -> None:
     keep(tmp_path / "shared", DATA)
     wrong = tmp_path / "shared" / digest(DATA).replace(":", "-")

@@ -6,6 +6,7 @@ import asyncio
 import compileall
 import errno
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Coroutine
@@ -25,7 +26,7 @@ from instainfer.agent.snapshots import key as key_of
 from instainfer.agent.zygotes import UID, Zygotes
 from instainfer.artifacts.cache import Cache
 from instainfer.artifacts.peer import Peer
-from instainfer.artifacts.source import Source
+from instainfer.artifacts.source import Source, Store
 from instainfer.core import actions, events
 from instainfer.errors import BadPackage, InstaInferError, Unavailable
 from instainfer.packages import open_package
@@ -179,7 +180,7 @@ class LocalAgent:
         elif isinstance(command, base.Provide):
             self._provide(command.revision)
         elif isinstance(command, base.Deliver):
-            self._spawn(self._deliver(command.revision, command.package))
+            self._spawn(self._delivered(command.revision, command.package))
         elif isinstance(command, base.Peers):
             self._ask(command.urls)
         elif isinstance(command, base.Withdraw):
@@ -439,6 +440,23 @@ class LocalAgent:
                 f"that {revision.id} was deployed on",
                 hint="give all nodes the same image and the same data directory",
             )
+
+    async def _delivered(self, name: str, data: bytes) -> None:
+        """By the controller. It goes to where nodes keep what they share, too: another server, which has the
+        database and not this one's files, finds it there."""
+        await self._deliver(name, data)
+        revision, artifacts = self._revisions.get(name), self._artifacts
+        if revision is None or artifacts is None or not any(isinstance(s, Store) for s in artifacts.sources):
+            return
+        working = artifacts.root / f".{secrets.token_hex(8)}.tmp"
+        try:
+            await asyncio.to_thread(working.write_bytes, data)
+            if await artifacts.add(working) == revision.digest:
+                await artifacts.publish(revision.digest)
+        except (InstaInferError, OSError) as error:
+            log.warning("the package of %s is not shared: %s", name, error)
+        finally:
+            await asyncio.to_thread(working.unlink, missing_ok=True)
 
     async def _deliver(self, name: str, data: bytes) -> None:
         revision, arrival = self._revisions.get(name), self._arrivals.get(name)

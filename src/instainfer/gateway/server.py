@@ -363,7 +363,8 @@ async def _republish(store: SqlStore, deployer: Deployer, controller: Controller
     """What was deployed before this start serves again."""
     for spec, profile in await asyncio.to_thread(store.functions, None):
         if not await asyncio.to_thread(Path(spec.interpreter).exists):
-            log.warning("%s: its interpreter %s is gone; deploy it again", spec.key, spec.interpreter)
+            then = "it is pulled or built when it is called" if spec.environment else "deploy it again"
+            log.warning("%s: its interpreter %s is not here; %s", spec.key, spec.interpreter, then)
         await deployer.publish(spec, profile)
 
 
