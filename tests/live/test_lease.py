@@ -39,10 +39,11 @@ def settings(url: str, **more: str) -> dict[str, str]:
     return {"INSTAINFER_STORE__URL": url, "INSTAINFER_STORE__LEASE_S": f"{LEASE_S:g}", **more}
 
 
-def standing_by(directory: Path, url: str) -> tuple[Server, threading.Thread]:
+def standing_by(directory: Path, url: str, **more: str) -> tuple[Server, threading.Thread]:
     """A server that starts as soon as the database is free, in a thread that ends when it serves."""
     directory.mkdir()
-    server = Server(directory, "--memory", "1GB", variables=settings(url, INSTAINFER_STORE__STANDBY="true"))
+    told = settings(url, INSTAINFER_STORE__STANDBY="true", **more)
+    server = Server(directory, "--memory", "1GB", variables=told)
     thread = threading.Thread(target=server.start)
     thread.start()
     return server, thread
@@ -68,16 +69,17 @@ def test_a_second_server_says_who_has_the_database(tmp_path: Path, database: Pos
 
 
 def test_a_standby_goes_on_with_the_jobs_of_the_dead(tmp_path: Path, database: Postgres) -> None:
+    """It has none of the other's files, and a folder that both see."""
     url = database.make("standby")
+    shared = {"INSTAINFER_ARTIFACTS__SOURCES": str(tmp_path / "shared")}
     (tmp_path / "a").mkdir()
-    with Server(tmp_path / "a", "--memory", "1GB", variables=settings(url)) as first:
+    with Server(tmp_path / "a", "--memory", "1GB", variables=settings(url, **shared)) as first:
         first.deploy("n", "until", UNTIL)
         event = {"until": time.time() + 8.0}
         headers = {"prefer": "respond-async", "idempotency-key": "k"}
         id = first.http.post("/f/n/until", json=event, headers=headers).json()["id"]
         eventually(lambda: first.running("n", "until"))
-        second, thread = standing_by(tmp_path / "b", url)
-        shutil.copytree(first.data / "blobs", second.data / "blobs", dirs_exist_ok=True)
+        second, thread = standing_by(tmp_path / "b", url, **shared)
         eventually(lambda: "waiting" in second.errors() if (tmp_path / "b" / "stderr").exists() else "")
         first.kill()
         (first.data / "admin.sock").unlink()  # nobody comes back to remove it
