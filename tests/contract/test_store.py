@@ -272,7 +272,12 @@ def test_jobs(store: Store) -> None:
         finished=5.0,
     )
     assert store.save_jobs([done]) == [True]
-    assert store.job("1") == done
+    assert store.job("1") == msgspec.structs.replace(done, body=b"")  # it is not run again
+    dead = msgspec.structs.replace(second, state=JobState.DEAD, body=b"")
+    waiting = msgspec.structs.replace(second, body=b"")
+    assert store.save_jobs([dead]) == [True]
+    assert store.save_jobs([waiting]) == [True]  # a dead one may be given its attempts again
+    assert store.job("2") == second
     assert [one.id for one in store.unfinished_jobs()] == ["2"]
     assert [one.id for one in store.jobs()] == ["2", "1"]
     assert [one.id for one in store.jobs("ns", state=JobState.DONE)] == ["1"]

@@ -458,8 +458,10 @@ class SqlStore:
     def save_jobs(self, jobs: Sequence[Job]) -> list[bool]:
         row = self._insert(tables.jobs)
         changes = ("state", "due", "attempts", "answer_type", "answer", "problem", "start", "finished")
+        # What is done is not run again: its body, kept so far, is of no more use. A dead one may be.
+        body = sa.case((row.excluded["state"] == JobState.DONE.value, sa.literal(b"")), else_=tables.jobs.c.body)
         known = row.on_conflict_do_update(
-            index_elements=["id"], set_={name: row.excluded[name] for name in changes}
+            index_elements=["id"], set_={**{name: row.excluded[name] for name in changes}, "body": body}
         )
         same = sa.select(tables.jobs.c.id)
         saved = []
