@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -226,37 +225,7 @@ def test_versions_are_gone_back_to_by_keyboard(tab: Tab, busy: Server) -> None:
     eventually(lambda: not busy.client.function("n", "versioned")["pinned"])
 
 
-# ---- restarts, keys ------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
-def test_it_survives_a_restart_and_doubles_nothing(tmp_path: Path, browser: Any) -> None:
-    with Server(tmp_path, "--port", str(free_port()), "--memory", "1GB") as server:
-        server.deploy("n", "f", ECHO)
-        for _ in range(3):
-            server.call("n", "f")
-        with Tab(browser, server.url) as tab:
-            page = tab.open("timeline")
-            page.locator("tbody tr").nth(2).wait_for()
-            assert tab.import_("store.js", "m.store.size") == 3
-            server.term()
-            page.locator("#link[data-state=away]").wait_for()
-            assert page.locator("tbody tr").count() == 3  # what there was stays to be looked at
-            server.start()
-            page.locator("#link[data-state=live]").wait_for()
-            last = server.call("n", "f").headers["x-instainfer-activation"]
-            page.locator(f"a[href='#/why/{last}']").wait_for()
-            eventually(lambda: tab.import_("store.js", "m.store.size") == 4, seconds=20)
-            ids = tab.import_("store.js", "m.store.ids")
-            assert sorted(ids) == sorted(one["id"] for one in server.client.activations())
-            # Chromium itself says that a connection was refused, or broke off.
-            assert [error for error in tab.errors if "net::ERR_" not in error] == []
+# ---- keys ------------------------------------------------------------------------------------------
 
 
 def test_a_key_shows_its_namespace_alone(tmp_path: Path, browser: Any) -> None:
@@ -368,7 +337,7 @@ def test_nothing_that_people_say_is_markup(tab: Tab, busy: Server) -> None:
 # ---- everybody -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scheme", "size"), [("light", None), ("dark", None), ("light", PHONE)])
+@pytest.mark.parametrize(("scheme", "size"), [("light", None), ("light", PHONE)])  # dark: test_ui_replay.py
 def test_it_is_accessible(busy: Server, browser: Any, scheme: str, size: dict[str, int] | None) -> None:
     options = {"viewport": size} if size else {}
     last = busy.client.activations()[0]["id"]

@@ -6,7 +6,9 @@ import { troubled } from "./trouble.js";
 
 export const title = ([namespace, name]) => `${namespace}/${name}`;
 
-const AGAIN_MS = 5_000;
+const AGAIN_MS = 5_000; // for what the feed does not tell
+const MOST_CALLS = 200;
+const LISTED = 15;
 const MOST_SHOWN = 100_000; // characters of an answer or a sample
 
 export function show(main, [namespace, name], app) {
@@ -29,9 +31,10 @@ export function show(main, [namespace, name], app) {
   const abort = new AbortController();
   let shown = null;
   let live = null;
+  let calls = []; // the latest first
   const ask = () =>
     troubled(parts.about, async () => {
-      const query = { namespace, function: name, limit: 200 };
+      const query = { namespace, function: name, limit: MOST_CALLS };
       const [one, forecast, { activations }, { logs }] = await Promise.all([
         get(path, {}, abort.signal), get([...path, "forecast"], {}, abort.signal),
         get(["activations"], query, abort.signal), get([...path, "logs"], { limit: 200 }, abort.signal),
@@ -40,8 +43,9 @@ export function show(main, [namespace, name], app) {
       shown = one;
       about();
       when(parts.costs, [one.profile, one.production], () => costs(one));
+      calls = activations;
       when(parts.forecast, forecast, () => outlook(forecast, activations));
-      when(parts.history, activations, () => history(activations));
+      when(parts.history, calls, () => history(calls));
       when(parts.versions, [one.versions.length, one.version, app.mayAct(namespace)], () => versions(one.versions, app.mayAct(namespace) && rollback));
       when(parts.logs, logs, () =>
         logs.length ? [h("pre", { tabindex: 0, class: "logs" }, logs.map((line) => line.text).join(""))] : [h("p", { class: "quiet" }, "nothing")]);
@@ -84,7 +88,12 @@ export function show(main, [namespace, name], app) {
     update({ event }) {
       const found = event.now.functions.find((one) => one.function === `${namespace}/${name}`);
       live = found ?? { state: "cold", pinned: false, queued: 0 };
-      if (shown) about();
+      if (!shown) return;
+      about();
+      const known = new Set(calls.map((one) => one.id));
+      const ended = event.invocations.filter((one) => one.namespace === namespace && one.function === name && !known.has(one.id));
+      calls = [...ended.reverse(), ...calls].slice(0, MOST_CALLS);
+      when(parts.history, calls, () => history(calls));
     },
     close() {
       clearInterval(again);
@@ -136,7 +145,7 @@ function costs({ profile, production }) {
 
 const WIDE = 640;
 const HIGH = 176;
-const LEFT = 48;
+const LEFT = 60;
 const BASE = 150;
 
 function outlook(told, activations) {
@@ -146,7 +155,7 @@ function outlook(told, activations) {
   return [
     facts([
       ["Predictor", told.predictor],
-      ["Called in the last minute", young < activations.length || young < 200 ? number(young) : `${young} at least`],
+      ["Called in the last minute", young < activations.length || young < MOST_CALLS ? number(young) : `${young} at least`],
       ["Expected per second, as placement reckons", number(told.rate)],
       ["Since the last arrival", told.last_s === null ? "never called" : seconds(told.last_s)],
       ["Next one, even odds", when(likely)],
@@ -184,7 +193,7 @@ function chart({ hazard, next_s, wall }, activations) {
 
 const history = (activations) => [
   table("the latest first", ["Time", "Start", ">Took", "State", "Why"],
-    activations.slice(0, 15).map((one) => [clock(one.wall), one.start || "none", ms(one.e2e_ms),
+    activations.slice(0, LISTED).map((one) => [clock(one.wall), one.start || "none", ms(one.e2e_ms),
       one.status === "ok" ? "ok" : h("span", { class: "bad" }, one.status), toWhy(one.id)]), "never called")];
 
 /** `back(version)` has one serve, if the key may. */

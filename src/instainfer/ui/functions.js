@@ -15,6 +15,7 @@ export function show(main, parts, app) {
   main.append(h("div", { class: "bar" }, h("label", { class: "inline" }, "Show", filter)), list);
   let functions = null;
   let states = null;
+  let deployed = null; // how many
   const ask = () =>
     troubled(list, async () => {
       ({ functions } = await get(["functions"]));
@@ -35,7 +36,7 @@ export function show(main, parts, app) {
       const costs = one.production ?? one.profile ?? {};
       return [
         toFunction(one.namespace, one.name), (states ? now?.state ?? "cold" : one.state) + (one.pinned ? ", pinned" : ""),
-        String(one.version), ms(costs.import_ms), ms(costs.load_ms), ms(costs.warm_ms), mb(costs.loaded_mb), mb(one.memory_mb),
+        String(one.version), ms(costs.import_ms || null), ms(costs.load_ms || null), ms(costs.warm_ms || null), mb(costs.loaded_mb), mb(one.memory_mb),
         date(one.created),
       ];
     }), "none of that name"));
@@ -47,6 +48,8 @@ export function show(main, parts, app) {
   return {
     update({ event }) {
       const next = new Map(event.now.functions.map((one) => [one.function, one]));
+      if (deployed !== event.now.deployed && deployed !== null) ask();
+      deployed = event.now.deployed;
       const changed = JSON.stringify([...next]) !== JSON.stringify([...(states ?? [])]);
       states = next;
       if (changed) draw();

@@ -1,27 +1,33 @@
 // The policy in force beside its shadows: what each made of the same requests.
 
 import { get } from "./api.js";
-import { date, facts, h, ms, none, number, percent, prose, replace, seconds, table } from "./dom.js";
+import { date, facts, h, ms, none, number, percent, prose, replace, seconds, table, when } from "./dom.js";
 import { troubled } from "./trouble.js";
 
 export const title = () => "Policies";
-
-const AGAIN_MS = 2_000;
 
 export function show(main) {
   const live = h("div");
   const body = h("div");
   main.append(live, h("h2", null, "Beside its shadows"), body);
   const abort = new AbortController();
-  const ask = () =>
-    troubled(body, async () => {
-      const told = await get(["policies"], {}, abort.signal);
-      replace(body, ...rows(told));
-    });
+  let asking = false;
+  const ask = async () => {
+    if (asking) return;
+    asking = true;
+    try {
+      await troubled(body, async () => {
+        const told = await get(["policies"], {}, abort.signal);
+        when(body, told, () => rows(told));
+      });
+    } finally {
+      asking = false;
+    }
+  };
   ask();
-  const again = setInterval(ask, AGAIN_MS);
   return {
     update({ event: { now } }) {
+      ask();
       const { policy, preloads } = now;
       replace(live, facts([
         policy && ["Mode", policy.mode], policy && ["Predictor", policy.predictor], policy && ["Keep-alive", policy.keep_alive],
@@ -32,10 +38,7 @@ export function show(main) {
         ["Pre-loaded, not used yet", `${number(now.preloaded_mb)} MB`],
       ]));
     },
-    close() {
-      clearInterval(again);
-      abort.abort();
-    },
+    close: () => abort.abort(),
   };
 }
 
