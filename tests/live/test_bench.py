@@ -184,7 +184,7 @@ def test_unknown_names_and_unwritable_files_are_refused_at_once(tmp_path: Path) 
 
 def overhead(tmp_path: Path, sandbox: str) -> dict[str, Any]:
     """`bench overhead` as the command line runs it, with tiny counts."""
-    small = {"ROUNDS": "2", "REQUESTS": "60", "PRELOADS": "4"}
+    small = {"ROUNDS": "2", "REQUESTS": "60", "PRELOADS": "4", "WATCH_S": "1", "REST_S": "1"}
     environ = {**os.environ, **{f"INSTAINFER_BENCH_{key}": value for key, value in small.items()}}
     environ["INSTAINFER_SANDBOX__KIND"] = sandbox
     environ["TMPDIR"] = str(tmp_path)
@@ -230,12 +230,13 @@ def test_overhead(tmp_path: Path, sandbox: str) -> None:
         ("warm_noop", 1, 1),
         ("warm_noop", 16, 1),
         ("warm_noop", 16, 16),
+        ("watched_noop", 16, 16),
         ("preloaded_noop", 1, 0),
     }
     for (name, _, _), row in rows.items():
         assert {"sandbox", "p50_ms", "p99_ms", "requests_per_s", "errors", "n"} <= set(row)
         assert row["errors"] == 0, row
-        assert row["n"] == (4 if name == "preloaded_noop" else 120)
+        assert row["n"] > 0 if name == "watched_noop" else row["n"] == (4 if name == "preloaded_noop" else 120)
         assert 0 < row["p50_ms"] <= row["p99_ms"]
     preloaded = rows["preloaded_noop", 1, 0]
     assert preloaded["sandbox"] == rows["warm_noop", 1, 1]["sandbox"] == sandbox
@@ -243,3 +244,7 @@ def test_overhead(tmp_path: Path, sandbox: str) -> None:
     assert preloaded["added_p99_ms"] == pytest.approx(preloaded["p99_ms"] - preloaded["warm_p99_ms"])
     assert preloaded["thawed_p50_ms"] > 0
     assert preloaded["frozen_p50_ms"] > 0
+    watched = rows["watched_noop", 16, 16]
+    assert watched["cost_min_fraction"] <= watched["cost_fraction"] <= watched["cost_max_fraction"] < 1
+    assert watched["server_cpu_ms"] > 0 < watched["unwatched_server_cpu_ms"]
+    assert watched["event_mb"] > 0

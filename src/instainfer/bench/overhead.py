@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from instainfer.bench import echo, loadgen
+from instainfer.bench import echo, loadgen, watched
 from instainfer.bench.http import Caller
 from instainfer.bench.loadgen import quantile
 from instainfer.bench.plan import Plan
@@ -35,11 +35,11 @@ Sample = dict[str, Any]
 
 
 def measure(plan: Plan, report: Report) -> None:
-    """Adds the rows `client_ceiling` and `warm_noop` (per number of clients), `in_process` and `preloaded_noop`.
-    Figures are medians over the rounds."""
-    report.steps(plan.rounds * (2 * len(CLIENTS) + 3))
+    """Adds the rows `client_ceiling` and `warm_noop` (per number of clients), `in_process`, `watched_noop` and
+    `preloaded_noop`. Figures are medians over the rounds."""
+    report.steps(plan.rounds * (2 * len(CLIENTS) + 5))
     found: dict[tuple[str, int, int], list[Sample]] = {}  # by name, clients, concurrency of the function
-    preloads = Preloads()
+    preloads, looks = Preloads(), watched.Watched()
     share = -(-plan.preloads // plan.rounds)
     with serving("--memory", "1GB") as server, echo.running() as bare:
         report.machine["sandbox"] = server.sandbox
@@ -68,8 +68,10 @@ def measure(plan: Plan, report: Report) -> None:
             found.setdefault(("in_process", 1, 0), []).append(in_process(plan.requests))
             report.step(f"{what}: preloaded_noop, {share} starts")
             preloads.run(server, share)
+        looks.run(server, "noop16", BODY, plan, report)
     for (name, clients, concurrency), samples in sorted(found.items()):
         report.rows.append(_row(name, server.sandbox, clients, concurrency, samples))
+    report.rows.append(looks.row(server.sandbox, max(CLIENTS)))
     report.rows.append(preloads.row(server.sandbox))
     _show(report, found, preloads)
 
@@ -185,7 +187,9 @@ def _show(report: Report, found: dict[tuple[str, int, int], list[Sample]], prelo
             for key, digits in (("p50_ms", 3), ("p99_ms", 2), ("requests_per_s", 0))
         ]
         lines.append((name + at, str(clients), *cells, errors))
-    row = report.rows[-1]
+    looked, row = report.rows[-2:]
+    figures = f"{looked['p50_ms']:.3f}", f"{looked['p99_ms']:.2f}", f"{looked['requests_per_s']:.0f}"
+    lines.append((f"watched_noop (concurrency {looked['concurrency']})", "16", *figures, str(looked["errors"])))
     rate = f"{row['requests_per_s']:.0f}"
     lines.append(("preloaded_noop", "1", f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.2f}", rate, str(row["errors"])))
     said = (
@@ -198,5 +202,5 @@ def _show(report: Report, found: dict[tuple[str, int, int], list[Sample]], prelo
         f"What a call costs, {report.machine['sandbox']} sandbox; median (min–max) over the rounds",
         ("name", "clients", "p50 ms", "p99 ms", "requests/s", "errors"),
         lines,
-        [said, f"{cores(report.machine)}."],
+        [said, watched.said(looked), f"{cores(report.machine)}."],
     )

@@ -35,7 +35,9 @@ STUCK_S = 15.0  # a reader that takes nothing for so long is let go
 OVER_S = 60.0  # rates are of so many seconds
 KEPT = 10_000  # invocations and marks, some 15 MB at most; of one second half as many
 HEARD = 50_000  # invocations of one second that are counted
-SAMPLED = 1_000  # durations of one second and namespace that the quantiles are of
+#: Durations of one second and namespace that the quantiles are of. A minute of them is sorted for every event: of
+#: 1,000 that alone was 8 ms a second on the loop, of these 1.6.
+SAMPLED = 250
 MOST = 1_000  # of them in one event: what is left out is counted
 MOST_READERS = 64
 MOST_OF_ONE = 16  # of one namespace
@@ -223,8 +225,13 @@ class Feed:
         self._made.clear()
         marks = self._books.marks.since(self._marked)
         self._marked = self._books.marks.count
-        for row in rows:
-            self._minute.setdefault(int(row.wall + row.e2e_s), {}).setdefault(row.namespace, Tally()).add(row)
+        second, namespace, tally = -1, "", Tally()
+        for row in rows:  # most are of the same second and namespace as the one before
+            ended = int(row.wall + row.e2e_s)
+            if ended != second or row.namespace != namespace:
+                second, namespace = ended, row.namespace
+                tally = self._minute.setdefault(second, {}).setdefault(namespace, Tally())
+            tally.add(row)
         if len(self._health.controller.nodes) > 1 or self._by_node:
             self._add_by_node(rows, marks)
         old = self._clock.wall() - OVER_S
