@@ -166,11 +166,29 @@ def test_a_container_is_a_box() -> None:
     assert {len(line) for line in lines} == {100}
 
 
+def node(name: str, state: str = "joined", **more: Any) -> dict[str, Any]:
+    sizes = {"memory_mb": 600.0, "used_mb": 200.0, "preloaded_mb": 50.0, "zygote_mb": 0.0, "idle_mb": 100.0}
+    return {"node": name, "state": state, "cluster": "alive", **sizes, "problem": "", **more}
+
+
+def test_several_nodes_are_lines_and_one_is_none() -> None:
+    there = [node("a", rates={"hit_fraction": 0.5}), node("b", "lost", memory_mb=0.0, problem="no answer")]
+    picture = taken(event(nodes=there, containers=[container(node="a")]))
+    title, first, second, box, *_ = draw.containers(picture, 140).plain.splitlines()
+    assert title == "nodes"
+    assert first.split()[:3] == ["a", "●", "up"]
+    assert "150 MB in use, 50 MB pre-loaded, 100 MB idle of 600 MB  hit 50.0%" in first
+    assert second.split() == ["b", "✕", "lost", "no", "answer"]
+    assert box.startswith("╭ c1 n/f on a busy")
+    assert "nodes" not in draw.containers(taken(event(nodes=there[:1])), 140).plain
+    assert draw.node_state(node("a", cluster="suspect")) == "suspect"
+
+
 @pytest.mark.parametrize("width", [1, 20, 60, 200])
 def test_hostile_names_are_only_shown(width: int) -> None:
     of = HOSTILE
     hostile_call = {**call(of, of, wall=1050.0, start=of, load=5.0), "namespace": of, "status": of, "error": of}
-    inside = container(of, id=of, namespace=of, state=of)
+    inside = container(of, id=of, namespace=of, state=of, node=of)
     inside["instances"][0] |= {"id": of, "state": of, "level": of}
     hostile_mark = mark("preload", 1050.0, of, why=of, container=of, instance=of) | {"namespace": of}
     zygote = {"id": of, "state": of, "bytes_mb": 1.0, "age_s": 1.0, "functions": [of]}
@@ -180,6 +198,7 @@ def test_hostile_names_are_only_shown(width: int) -> None:
             marks=[hostile_mark, hostile_mark | {"what": of}],
             containers=[inside],
             zygotes=[zygote],
+            nodes=[node(of, of, problem=of), node("b")],
             policy={"mode": of},
             node={"sandbox": of},
         )

@@ -84,11 +84,14 @@ def _figures(text: Text, now: Mapping[str, Any], left_out: int) -> None:
 
 
 def containers(picture: Picture, width: int, wanted: str = "") -> Text:
-    """Each container a box: its limit as a bar, what is in it, what of it runs."""
+    """Where there are several nodes, a line for each; then each container a box: its limit as a bar, what is in
+    it, what of it runs."""
     width = max(width, _NARROW)
-    lines: list[Text] = []
+    nodes = picture.nodes()
+    lines = [Text("nodes", "bold")] if nodes else []
+    lines += [_node(one, width) for one in nodes]
     for one in picture.containers(wanted):
-        lines += _box(one, width)
+        lines += _box(one, width, f" on {safe(str(one.get('node', '')))}" if nodes else "")
     found = picture.zygotes(wanted)
     if found:
         lines.append(Text("zygotes", "bold"))
@@ -101,7 +104,49 @@ def containers(picture: Picture, width: int, wanted: str = "") -> Text:
     return _joined(lines, width)
 
 
-def _box(container: Mapping[str, Any], width: int) -> list[Text]:
+#: A mark as well as a colour.
+NODE_LOOKS = {
+    "up": ("●", "#009e73"),
+    "suspect": ("◐", "bold #d55e00"),
+    "out of reach": ("◐", "bold #d55e00"),
+    "lost": ("✕", "bold #d55e00"),
+    "draining": ("▽", "#e69f00"),
+    "drained": ("■", "#e69f00"),
+}
+
+
+def _node(one: Mapping[str, Any], width: int) -> Text:
+    """In use, pre-loaded and not used yet, and idle within containers, of all that it has."""
+    state = node_state(one)
+    mark, style = NODE_LOOKS.get(state, ("…", DIM))
+    line = Text(f"  {_cut(one['node'], 16):<16} ")
+    line.append(f"{mark} {safe(state):<12} ", style)
+    ahead, idle = one["preloaded_mb"], one["idle_mb"]
+    own = one["used_mb"] - ahead + one["zygote_mb"]
+    wide = max(8, min(24, width - 100))
+    if one["memory_mb"]:
+        rest = max(0.0, one["memory_mb"] - own - ahead - idle)
+        drawn = bar([(own, "█"), (ahead, "▲"), (idle, "░"), (rest, " ")], wide)
+        for part, look in (("█", "#0072b2"), ("▲", "#009e73"), ("░", DIM), (" ", "")):
+            line.append(part * drawn.count(part), look)
+        line.append(f" {say_mb(own)} in use, {say_mb(ahead)} pre-loaded, {say_mb(idle)} idle", "")
+        line.append(f" of {say_mb(one['memory_mb'])}", DIM)
+    rates = one.get("rates") or {}
+    if rates.get("hit_fraction") is not None:
+        line.append(f"  hit {rates['hit_fraction']:.1%}")
+    if one.get("problem"):
+        line.append(f"  {safe(one['problem'])}", "#d55e00")
+    return line
+
+
+def node_state(one: Mapping[str, Any]) -> str:
+    """As people say it: "up" for one that has joined, "suspect" where the cluster does not hear of it."""
+    if one["state"] != "joined":
+        return str(one["state"])
+    return "up" if one["cluster"] == "alive" else "suspect"
+
+
+def _box(container: Mapping[str, Any], width: int, where: str = "") -> list[Text]:
     owner = key(container, container["owner"])
     inside = container.get("instances", ())
     guests = sum(i["bytes_mb"] for i in inside if key(container, i["function"]) != owner)
@@ -109,7 +154,7 @@ def _box(container: Mapping[str, Any], width: int) -> list[Text]:
     own, idle = container["used_mb"] - guests, container["idle_mb"]
     top = Text("╭ ")
     top.append(safe(container["id"]), "bold")
-    top.append(f" {safe(owner)} ", "bold" if container["state"] in ("busy", "loading") else "")
+    top.append(f" {safe(owner)}{where} ", "bold" if container["state"] in ("busy", "loading") else "")
     expires = container.get("expires_in_s")
     told = [container["state"], f"limit {say_mb(container['limit_mb'])}", f"age {say_s(container['age_s'])}"]
     told += ["pinned"] if container.get("pinned") else [f"ends in {say_s(expires)}"] if expires is not None else []
@@ -155,9 +200,10 @@ def changes(picture: Picture, width: int, wanted: str = "", most: int = 12) -> T
 def _change(mark: Mark) -> Text:
     line = Text(f"  {clock(mark['wall'])} ")
     character, style = MARK_LOOKS.get(mark["what"], (" ", ""))
-    line.append(f"{character} {safe(mark['what']):<10} ", style)
+    line.append(f"{character} {safe(mark['what'].replace('_', ' ')):<10} ", style)
     line.append(safe(name(mark)))
     where = " in ".join(safe(mark[part]) for part in ("instance", "container") if mark.get(part))
+    where = where or safe(mark.get("node") or "")
     line.append(f"  {where}", DIM)
     if mark.get("ms") is not None:
         line.append(f"  took {say_ms(mark['ms'])}")

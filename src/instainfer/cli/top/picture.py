@@ -74,6 +74,11 @@ class Picture:
         found = self.now.get("containers", ())
         return [one for one in found if matches(wanted, *_inside(one))]
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """Of the cluster, where there is more than one and the key is the owner's."""
+        found = self.now.get("nodes") or []
+        return found if len(found) > 1 else []
+
     def zygotes(self, wanted: str = "") -> list[dict[str, Any]]:
         return [one for one in self.now.get("zygotes", ()) if matches(wanted, *one["functions"])]
 
