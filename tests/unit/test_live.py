@@ -159,7 +159,8 @@ def test_a_reader_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_kept_and_told_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         monkeypatch.setattr(live, "KEPT", 50)
-        monkeypatch.setattr(live, "MOST", 10)
+        monkeypatch.setattr(live, "EACH", 10)
+        monkeypatch.setattr(live, "MOST", 15)
         subject = feed(monkeypatch, [])
         chunks = reader(subject).body_iterator
         first = data(await anext(chunks))
@@ -173,6 +174,8 @@ def test_what_is_kept_and_told_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(told["invocations"]) == 10
         assert told["left_out"] == 90
         assert [one["start"] for one in told["invocations"]] == ["cold"] * 10  # what is rare stays
+        back = data(await anext(reader(subject).body_iterator))  # of more than a second
+        assert (len(back["invocations"]), back["left_out"]) == (15, 85)
         rates = told["now"]["rates"]  # and all are counted
         assert (rates["invocations"], rates["starts"]) == (100, {"warm": 90, "cold": 10})
         for number in range(2):

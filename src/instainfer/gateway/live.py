@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from fastapi.responses import StreamingResponse
@@ -39,15 +40,11 @@ HEARD = 50_000  # invocations of one second that are counted
 #: 1,000 that alone was 8 ms a second on the loop, of these 1.6.
 SAMPLED = 250
 MOST = 1_000  # of them in one event: what is left out is counted
+EACH = 250  # invocations in the event of one second, which no picture has room for: 1,000 cost 4 ms of the loop
 MOST_READERS = 64
 MOST_OF_ONE = 16  # of one namespace
 
 _HITS = ("warm", "preloaded")
-
-
-class Entry(NamedTuple):
-    tick: int  # in which it came
-    row: Activation | Mark
 
 
 class Tally:
@@ -99,7 +96,7 @@ class Feed:
         self._clock = health.clock
         self._books = health.controller.books
         self._epoch = health.epoch
-        self._journal: deque[Entry] = deque()
+        self._journal: deque[tuple[int, Activation | Mark]] = deque()  # with the ticks in which they came
         self._heard: deque[Activation] = deque(maxlen=HEARD)  # filled by the writer's thread
         self._minute: dict[int, dict[str, Tally]] = {}  # by second since 1970 and namespace
         self._by_node: dict[int, dict[str, Tally]] = {}  # the same by node, where there are several
@@ -238,12 +235,12 @@ class Feed:
         for minute in (self._minute, self._by_node):
             for second in [second for second in minute if second < old]:
                 del minute[second]
-        self._journal.extend(Entry(self._tick, mark) for mark in marks)
+        self._journal.extend(zip(itertools.repeat(self._tick), marks, strict=False))
         kept = _thinned(rows, KEPT // 2)
         self._left = _left_out(rows, kept)
-        self._journal.extend(Entry(self._tick, row) for row in kept)
+        self._journal.extend(zip(itertools.repeat(self._tick), kept, strict=False))
         while len(self._journal) > KEPT:
-            self._floor = max(self._floor, self._journal.popleft().tick)
+            self._floor = max(self._floor, self._journal.popleft()[0])
 
     def _add_by_node(self, rows: list[Activation], marks: list[Mark]) -> None:
         containers = self._health.controller.platform.state.containers.values()
@@ -267,17 +264,16 @@ class Feed:
     def _make(self, who: Principal, cursor: int) -> bytes:
         invocations: list[Activation] = []
         marks: list[Mark] = []
-        for entry in reversed(self._journal):
-            if entry.tick <= cursor:
+        for tick, row in reversed(self._journal):
+            if tick <= cursor:
                 break
-            row = entry.row
             if who.sees(row.namespace):
                 if isinstance(row, Activation):
                     invocations.append(row)
                 else:
                     marks.append(row)
         invocations.reverse()
-        shown = _thinned(invocations, MOST)
+        shown = _thinned(invocations, EACH if cursor == self._tick - 1 else MOST)
         left = sum(count for namespace, count in self._left.items() if who.sees(namespace))
         id = f"{self._epoch}.{self._tick}"
         data = {
