@@ -104,10 +104,10 @@ def axe() -> str:
         return (Path(folder) / "node_modules/axe-core/axe.min.js").read_text("utf-8")
 
 
-def inaccessible(page: Any) -> list[tuple[str, list[str]]]:
-    """What axe-core finds that is serious, with where; the page's tab has to be `trusting`."""
+def inaccessible(page: Any, context: str = "document") -> list[tuple[str, list[str]]]:
+    """What axe-core finds that is serious, with where; the page's tab has to be `trusting`. `context`: axe's."""
     page.evaluate(axe())
-    found = page.evaluate("axe.run()")
+    found = page.evaluate(f"axe.run({context})")
     assert len(found["passes"]) > 15
     return [
         (one["id"], [node["html"][:120] for node in one["nodes"][:3]])

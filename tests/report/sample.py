@@ -22,6 +22,22 @@ def write(folder: Path, rows: Sequence[dict[str, Any]], *, command: str = "simul
     return folder
 
 
+def row(**other: Any) -> dict[str, Any]:
+    """A row as the simulator writes it."""
+    usual: dict[str, Any] = {"trace": "t.csv", "world": "pool", "policy": "lru", "predictor": "", "keep_alive": ""}
+    usual |= {
+        "nodes": 1,
+        "budget_fraction": 0.1,
+        "budget_mb": 800.0,
+        "functions": 8,
+        "invocations": 100,
+        "seed": 0,
+    }
+    usual |= {"saved_fraction": 0.5, "preloaded_fraction": 0.0, "warm_fraction": 0.5, "cold_fraction": 0.5}
+    usual |= {"warming_loading_mean_ms": 400.0, "e2e_mean_ms": 600.0, "e2e_p99_ms": 2000.0}
+    return usual | {"memory_gb_s": 100.0, "wasted_gb_s": 0.0} | other
+
+
 def detail(folder: Path, number: int, row: dict[str, Any], settings: dict[str, Any], **more: Any) -> None:
     """`runs/<number>.json` of a row; `more` replaces parts of it."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)

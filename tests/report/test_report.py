@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import typer.main
@@ -22,11 +24,13 @@ from instainfer.errors import BadInput
 from instainfer.lab import simulate as lab
 from instainfer.policies import registry
 from instainfer.report import Written, commands, html, markdown, published, sections, write
-from instainfer.report.parts import Section
+from instainfer.report.parts import SHARE, TEXT, Section, Table
 from instainfer.report.policies import USUAL
-from instainfer.report.reading import Results, plain, read, spec_of, without
+from instainfer.report.reading import Results, read, spec_of, without
+from instainfer.report.text import plain
 
 from . import sample
+from .sample import row
 
 #: As a trace, a function or a policy could be called.
 HOSTILE = (
@@ -74,22 +78,6 @@ def results(everything: list[Path]) -> Results:
 @pytest.fixture(scope="module")
 def made(results: Results) -> dict[str, Section]:
     return {section.title: section for section in sections(results)}
-
-
-def row(**other: Any) -> dict[str, Any]:
-    """A row as the simulator writes it."""
-    usual: dict[str, Any] = {"trace": "t.csv", "world": "pool", "policy": "lru", "predictor": "", "keep_alive": ""}
-    usual |= {
-        "nodes": 1,
-        "budget_fraction": 0.1,
-        "budget_mb": 800.0,
-        "functions": 8,
-        "invocations": 100,
-        "seed": 0,
-    }
-    usual |= {"saved_fraction": 0.5, "preloaded_fraction": 0.0, "warm_fraction": 0.5, "cold_fraction": 0.5}
-    usual |= {"warming_loading_mean_ms": 400.0, "e2e_mean_ms": 600.0, "e2e_p99_ms": 2000.0}
-    return usual | {"memory_gb_s": 100.0, "wasted_gb_s": 0.0} | other
 
 
 def cells(section: Section, figure: int = 0) -> list[list[str]]:
@@ -194,6 +182,102 @@ def test_live_beside_simulated(tmp_path: Path) -> None:
     assert told["warming + loading, mean"] == ["500 ms", "400 ms", "+25.0%"]
     assert told["pre-loading rate"] == ["51.0%", "50.0%", "+1.0 points"]
     assert section.figures[0].note == "Outside the aim: warming + loading. 25.0% of the calls were sent late."
+
+
+def test_runs_of_several_seeds_are_one_with_its_spread(tmp_path: Path) -> None:
+    paths = []
+    for seed, saved in ((0, 0.5), (1, 0.6), (2, 0.55)):
+        rows = [row(policy="lru", seed=seed, saved_fraction=saved, budget_fraction=b) for b in (0.1, 0.2)]
+        rows.append(row(policy="gdsf", seed=seed, saved_fraction=saved))
+        paths.append(sample.write(tmp_path / str(seed), rows))
+    made = {section.title: section for section in sections(read(paths))}
+    table = made["Savings by policy and budget"].figures[0].table
+    assert table.headers[1:] == ["lru", "gdsf", "lru, from–to", "gdsf, from–to"]
+    assert table.cells[0][1:] == ["55.0%", "55.0%", "50.0%–60.0%", "50.0%–60.0%"]
+    assert "3 seeds" in made["Savings by policy and budget"].text[-1]
+    (command, *others) = made["Savings by policy and budget"].figures[0].commands
+    assert [other.partition("--seed ")[2][:1] for other in (command, *others)] == ["", "1", "2"]
+    assert len(made["All runs"].figures[0].table.rows) == 9
+    assert cells(made["At a glance"])[0][3:5] == ["lru, gdsf", "55.0%"]  # equal: neither is the best alone
+    assert made["At a glance"].text[0].startswith("lru saves most, or as much as the best, in 1 of 1")
+
+
+def test_a_mean_over_calls_has_their_percentiles_beside_it(tmp_path: Path) -> None:
+    one = row()
+    sample.write(tmp_path, [one])
+    part = {"invocations": 9, "e2e_mean_ms": 50.0, "e2e_p10_ms": 10.0, "e2e_p90_ms": 120.0}
+    sample.detail(tmp_path, 0, one, {}, classes={"normal": part})
+    section = next(one for one in sections(read([tmp_path])) if one.title == "Latency by class")
+    assert cells(section) == [["lru", "50", "10–120"]]
+    assert "90th percentile" in section.text[0]
+
+
+def test_what_bears_on_a_difference_to_the_papers_is_said(made: dict[str, Section]) -> None:
+    (beside,) = made["Latency by class"].published
+    assert beside.claims[0].startswith("tyche against none, over pagurus: predictable 5.5 times as fast there, ")
+    assert "of the calls here start cold" in beside.claims[0]
+
+
+def test_rounds_of_a_benchmark_are_drawn_from_the_least_to_the_most(tmp_path: Path) -> None:
+    one = {"model": "m", "e2e_ms": 5.0, "e2e_min_ms": 4.0, "e2e_max_ms": 9.0, "e2e_cold_ms": 50.0}
+    document = {"version": 1, "command": "bench starts", "rows": [one]}
+    (tmp_path / "starts.json").write_text(json.dumps(document), encoding="utf-8")
+    (section,) = sections(read([tmp_path]))
+    chart: Any = section.figures[0].chart
+    assert {kind.name: kind.ranges for kind in chart.kinds} == {"e2e cold": (), "e2e": ((4.0, 9.0),)}
+    assert write([tmp_path], tmp_path / "out").figures == 1
+
+
+# ---- the live log --------------------------------------------------------------------------------------------
+
+
+def call(number: int, start: str = "warm", **other: Any) -> dict[str, Any]:
+    loading = {"cold": 900.0, "preloaded": 0.0}.get(start, 0.0)
+    one = {"id": f"{number:032x}", "namespace": "n", "function": "f", "wall": 1e9 + number, "start": start}
+    phases = {"queue_ms": 1.0, "container_ms": loading / 9, "load_ms": loading, "inference_ms": 4.0}
+    return one | {"status": "ok", "e2e_ms": 5.0 + loading, "phases": phases} | other
+
+
+def test_a_report_on_the_calls_of_a_live_server(tmp_path: Path) -> None:
+    calls = [call(0, "cold"), *(call(at) for at in range(1, 9)), call(9, "preloaded"), call(10, status="failed")]
+    calls.append(call(11, function="g", start="", status="failed", phases={}))
+    (tmp_path / "calls.jsonl").write_text(json.dumps({"activations": calls[::-1]}), encoding="utf-8")
+    (section,) = sections(read([tmp_path]))  # a folder of nothing but logs
+    assert section.title == "Live log: calls.jsonl"
+    assert section.text[1].startswith("2 of 12 calls failed")
+    header = section.figures[0].table.headers
+    first, second = (dict(zip(header, one, strict=True)) for one in cells(section))
+    assert first["function"] == "n/f" and first["calls"] == "11" and first["failed"] == "1"
+    assert first["cold"] == "9.1%" and first["preloaded"] == "9.1%" and first["warm"] == "81.8%"
+    assert first["mean loading, ms"] == "90" and first["latency removed"] == "90.0%"
+    assert second["none"] == "100.0%" and second["median, ms"] == "–"
+    over_time = section.figures[2].table
+    assert sum(value for values in over_time.rows for value in values[1:]) == 12
+    assert cells(section, 3)[0][1:] == ["n/f", "cold", "100", "900", "4", "0"]  # the earliest first
+    assert section.figures[0].commands[0] == "instainfer activations --json --limit 12 > calls.jsonl"
+    assert write([tmp_path], tmp_path / "out").figures == 4
+
+
+def test_a_log_beside_results_and_one_with_lines_that_are_none(tmp_path: Path) -> None:
+    folder = sample.write(tmp_path / "live", [row()], command="replay")
+    lines = [json.dumps(call(at, namespace="")) for at in range(3)] + ["{", json.dumps(call(3, wall=1e300))]
+    (folder / "calls.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert not read([folder]).logs  # its calls stand in its results
+    found = read([folder, folder / "calls.jsonl"])
+    assert [(len(log.records), log.skipped) for log in found.logs] == [(3, 2)]
+    assert "Live log: calls.jsonl" in [section.title for section in sections(found)]
+    (folder / "calls.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(BadInput, match="has no call"):
+        read([folder / "calls.jsonl"])
+
+
+def test_names_in_a_log_are_text(tmp_path: Path) -> None:
+    calls = [call(at, function=name, start=name, wall=1e9 + at * 1e5) for at, name in enumerate(HOSTILE)]
+    (tmp_path / "calls.jsonl").write_text(json.dumps({"activations": calls}), encoding="utf-8")
+    page = Page(write([tmp_path], tmp_path).html.read_text("utf-8"))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
+    assert "\x1b" not in page.text and "\u202e" not in page.text
 
 
 def test_a_run_that_is_there_twice_counts_once_and_two_of_a_name_are_told_apart(tmp_path: Path) -> None:
@@ -305,7 +389,7 @@ def test_the_page_needs_nothing_else(written: Written) -> None:
         for key, value in attributes.items():
             assert not key.startswith("on")
             if key in ("src", "href", "xlink:href"):
-                assert value.startswith("#"), value
+                assert value.startswith("#") or ("download" in attributes and value.startswith("data:text/csv"))
     assert "url(http" not in text and "@import" not in text
 
 
@@ -313,17 +397,36 @@ def test_every_figure_has_words_data_and_a_command(written: Written, made: dict[
     page = Page(written.html.read_text("utf-8"))
     drawn = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert len(drawn) == written.figures == len(list((written.html.parent / "figures").iterdir()))
-    assert all(one["role"] == "img" and len(one["aria-label"]) > 40 for one in drawn)
+    words = {element.attrib["id"]: element.text or "" for element in _svg_words(written.html)}
+    for one in drawn:
+        assert one["role"] == "img" and words[one["aria-labelledby"]] and len(words[one["aria-describedby"]]) > 40
+    files = {one["download"]: one["href"] for tag, one in page.tags if tag == "a" and "download" in one}
     for section in made.values():
-        for figure in section.figures:
+        for at, figure in enumerate(section.figures, 1):
             assert figure.table.rows and figure.commands, (section.title, figure.title)
+            text = unquote(files.pop(f"{section.slug}-{at}.csv").partition(",")[2])
+            assert text == figure.table.csv
+            header, *rows = csv.reader(text.splitlines())
+            assert header == figure.table.headers and len(rows) == len(figure.table.rows)
+    assert not files
+
+
+def _svg_words(page: Path) -> list[ElementTree.Element]:
+    found = re.findall(r"<svg.*?</svg>", page.read_text("utf-8"), re.DOTALL)
+    every = [element for svg in found for element in ElementTree.fromstring(svg).iter()]
+    return [element for element in every if element.tag.rpartition("}")[2] in ("title", "desc")]
+
+
+def test_numbers_of_a_file_are_whole_and_names_are_no_formulas() -> None:
+    table = Table((("name", TEXT), ("saved", SHARE)), (("=1+1", 0.98765), ("@x, y", None), ("-", 1.0)))
+    assert table.csv == "name,saved\n'=1+1,0.98765\n\"'@x, y\",\n'-,1.0\n"
 
 
 def test_the_page_is_sound(written: Written) -> None:
     page = Page(written.html.read_text("utf-8"))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    links = [one["href"] for tag, one in page.tags if tag == "a" and "download" not in one]
     assert len(links) > 10 and all(link[1:] in ids for link in links)
     used = [attributes["xlink:href"] for tag, attributes in page.tags if "xlink:href" in attributes]
     assert used and all(one[1:] in ids for one in used)
@@ -405,7 +508,7 @@ def test_names_are_text_in_the_page(hostile: Written) -> None:
         ),
         *("nav", "ol", "ul", "li", "main", "section", "p", "figure", "figcaption", "details", "summary", "table"),
         *("thead", "tbody", "tr", "th", "td", "pre", "code", "aside"),
-        *("svg", "g", "defs", "path", "use", "text", "clippath", "rect", "pattern", "tspan"),
+        *("svg", "g", "defs", "path", "use", "text", "clippath", "rect", "pattern", "tspan", "desc"),
     }
     assert {tag for tag, _ in page.tags} <= ours
     assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on") or key == 'x"']
@@ -420,7 +523,8 @@ def test_names_are_text_in_figures(hostile: Written) -> None:
         tags = {
             element.tag.rpartition("}")[2] for element in ElementTree.fromstring(file.read_text("utf-8")).iter()
         }
-        assert tags <= {"svg", "g", "defs", "path", "use", "text", "clipPath", "rect", "pattern", "title", "tspan"}
+        drawn = {"svg", "g", "defs", "path", "use", "text", "clipPath", "rect", "pattern", "tspan"}
+        assert tags <= drawn | {"title", "desc"}
 
 
 def test_names_are_text_in_markdown(hostile: Written) -> None:

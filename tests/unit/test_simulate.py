@@ -242,7 +242,11 @@ def test_every_run_has_a_file(trace: Path, tmp_path: Path, line: list[str]) -> N
         assert sum(part["invocations"] for part in classes.values()) == row["invocations"] > 0
         assert classes["predictable"]["invocations"] > classes["bursty"]["invocations"] == 0
         for part in classes.values():
-            assert set(row) > set(part) > {"saved_fraction", "memory_gb_s", "harmed_fraction"}
+            spread = [name for name in part if name not in row]
+            assert set(part) > {"saved_fraction", "memory_gb_s", "harmed_fraction"}
+            assert len(spread) == (6 if part["invocations"] else 0)
+            for least, _, most in zip(spread[::3], spread[1::3], spread[2::3], strict=True):
+                assert least.endswith("_p10_ms") and most.endswith("_p90_ms") and part[least] <= part[most]
         for key in ("memory_gb_s", "wasted_gb_s"):
             assert sum(part[key] for part in classes.values()) == pytest.approx(row[key])
         e2e, waited = one["cdf"]["e2e_ms"], one["cdf"]["warming_loading_ms"]

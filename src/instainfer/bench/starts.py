@@ -130,6 +130,7 @@ def _row(name: str, sandbox: str, samples: Samples) -> dict[str, Any]:
         "e2e_cold_ms": cold,
         "e2e_warm_ms": warm,
         "e2e_ms": hit,
+        **_ends(samples),
         "removed_fraction": 1.0 - (hit - warm) / (cold - warm),
         "import_ms": imports,
         "load_ms": load,
@@ -138,6 +139,15 @@ def _row(name: str, sandbox: str, samples: Samples) -> dict[str, Any]:
         "n": len(samples.seconds["preloaded"]),
         "errors": samples.errors,
     }
+
+
+def _ends(samples: Samples) -> dict[str, float]:
+    """The least and the most of each kind."""
+    found: dict[str, float] = {}
+    for name, kind in (("e2e_cold", "cold"), ("e2e_warm", "warm"), ("e2e", "preloaded")):
+        _, least, most = spread(samples.seconds[kind])
+        found |= {f"{name}_min_ms": least * 1e3, f"{name}_max_ms": most * 1e3}
+    return found
 
 
 def _median(samples: Samples, kind: str) -> float:

@@ -192,7 +192,7 @@ class Counted:
         """As `runs/0.json` has it."""
         plan = self.sent.plan
         given = {**msgspec.to_builtins(plan.settings), "functions": plan.standing}
-        classes = {name: _known(one.row()) for name, one in self._tally.tallies.items()}
+        classes = {name: _known(one.row()) | one.spread() for name, one in self._tally.tallies.items()}
         return {
             "version": VERSION,
             "key": key(["replay", given, plan.path.name, self.sent.began], plan.path),

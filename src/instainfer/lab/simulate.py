@@ -320,7 +320,7 @@ def details(settings: Settings, case: Case, progress: Callable[[int], None] | No
         }
         for call in timeline.ordered()
     ]
-    classes = {} if decided else {name: one.row() for name, one in tally.tallies.items()}
+    classes = {} if decided else {name: one.row() | one.spread() for name, one in tally.tallies.items()}
     return detail(msgspec.to_builtins(settings), row, classes, total, calls)
 
 

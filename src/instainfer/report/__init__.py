@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from instainfer import __version__
 from instainfer.errors import BadInput
-from instainfer.report import benchmarks, commands, latency, nodes, policies
+from instainfer.report import benchmarks, commands, latency, log, means, nodes, policies
 from instainfer.report.parts import COUNT, MS, NUMBER, SHARE, TEXT, Figure, Section, Table
 from instainfer.report.reading import Results, read
 
@@ -46,7 +46,9 @@ class Written(NamedTuple):
 
 def sections(results: Results, wanted: Iterable[Maker] = SECTIONS) -> list[Section]:
     """All that the data allows; `wanted`: of those on runs."""
-    made = [section for make in wanted if (section := make(results)) is not None]
+    together = means.merged(results)
+    made = [section for make in wanted if (section := make(together)) is not None]
+    made += log.sections(results)
     made += benchmarks.sections(results)
     return [*_distinct(made), _rows(results)] if results.runs else _distinct(made)
 
@@ -71,15 +73,15 @@ def write(paths: Iterable[Path], output: Path, *, title: str = "", wanted: Itera
         for at, figure in enumerate(section.figures, 1):
             if figure.chart is not None:
                 ident = f"{section.slug}-{at}"
-                drawn[ident] = artist.draw(figure.chart, prefix=f"{ident}-", label=figure.chart.told())
+                drawn[ident] = artist.draw(figure.chart, prefix=f"{ident}-", title=figure.title)
                 files[ident] = f"figures/{ident}.svg"
     facts = _facts(results)
-    title = title or ("Pre-loading policies, compared" if results.runs else "Benchmarks")
+    title = title or _title(results)
     written = Written(output / "report.html", output / "report.md", len(drawn))
     try:
         (output / "figures").mkdir(parents=True, exist_ok=True)
         for ident, svg in drawn.items():
-            (output / files[ident]).write_text(standalone(svg, ident), encoding="utf-8")
+            (output / files[ident]).write_text(standalone(svg), encoding="utf-8")
         written.html.write_text(html.page(title, made, drawn, facts), encoding="utf-8")
         written.markdown.write_text(markdown.document(title, made, files, facts), encoding="utf-8")
     except OSError as error:
@@ -87,6 +89,12 @@ def write(paths: Iterable[Path], output: Path, *, title: str = "", wanted: Itera
             f"{output} cannot be written: {error.strerror}", hint="name another folder with -o"
         ) from None
     return written
+
+
+def _title(results: Results) -> str:
+    if results.runs:
+        return "Pre-loading policies, compared"
+    return "Benchmarks" if results.benches else "Calls of a live server"
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
@@ -99,6 +107,8 @@ def _facts(results: Results) -> list[tuple[str, str]]:
             ("Policies", _listed(results.names)),
             ("Seeds", _listed(str(run.row.seed) for run in results.runs if run.row.seed is not None)),
         ]
+    for told in results.logs:
+        facts.append(("Calls", f"{len(told.records):,} in {told.file}, {log.period(told)}"))
     if results.benches:
         facts.append(("Benchmarks", _listed(bench.command for bench in results.benches)))
     for machine in results.machines:

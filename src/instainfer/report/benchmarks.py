@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from instainfer.report import published
-from instainfer.report.charts import Axis, Dots, Group
+from instainfer.report.charts import Axis, Dots, Group, Range
 from instainfer.report.parts import MS, NUMBER, SHARE, TEXT, Figure, Published, Section, Table, Unit
 from instainfer.report.reading import Bench, Results
 
@@ -30,6 +30,7 @@ _CLAIMS = {
         "table, on the machine named above.",
     ),
 }
+_ROUNDS = "least–most of the rounds"
 _UNITS = {"_ms": MS, "_fraction": SHARE}
 
 
@@ -54,6 +55,7 @@ def _chart(bench: Bench) -> Dots | None:
         return None
     naming, marking, keys = _DRAWN[bench.command]
     found: dict[str, dict[str, float]] = {}
+    ranges: dict[str, dict[str, Range]] = {}
     for row in bench.rows:
         name = ", ".join(
             f"{row[key]} {key}" if key == "clients" else str(row[key]) for key in naming if key in row
@@ -62,12 +64,20 @@ def _chart(bench: Bench) -> Dots | None:
         for key in keys:
             value = row.get(key)
             if isinstance(value, int | float) and value > 0:
-                found.setdefault(name, {})[mark or key.removesuffix("_ms")] = float(value)
+                kind = mark or key.removesuffix("_ms").replace("_", " ")
+                found.setdefault(name, {})[kind] = float(value)
+                low, high = (row.get(key.replace("_ms", f"_{end}_ms")) for end in ("min", "max"))
+                if isinstance(low, int | float) and isinstance(high, int | float) and 0 < low <= high:
+                    ranges.setdefault(name, {})[kind] = (float(low), float(high))
     marks = list(dict.fromkeys(mark for values in found.values() for mark in values))
     if not marks:
         return None
-    kinds = [Group(mark, tuple(values.get(mark) for values in found.values())) for mark in marks]
-    return Dots(tuple(found), Axis("time of a call", MS, log=True), kinds)
+    kinds = []
+    for mark in marks:
+        across = tuple(ranges.get(name, {}).get(mark) for name in found)
+        values = tuple(of.get(mark) for of in found.values())
+        kinds.append(Group(mark, values, ranges=across if any(across) else ()))
+    return Dots(tuple(found), Axis("time of a call", MS, log=True), kinds, _ROUNDS if ranges else "")
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from instainfer.report.parts import MS, TEXT, Table, Unit
+from instainfer.report.parts import MS, RANGE, TEXT, Table, Unit
 
 Value = float | None
+#: The least and the most that a value stands for.
+Range = tuple[float, float] | None
 
 
 class Axis(NamedTuple):
@@ -25,6 +27,7 @@ class Line(NamedTuple):
     name: str
     points: tuple[tuple[float, float], ...]  # by ascending x
     bound: bool = False  # no policy but a limit of what one can reach
+    band: tuple[Range, ...] = ()  # for each point, or none
 
 
 class Lines(NamedTuple):
@@ -32,6 +35,7 @@ class Lines(NamedTuple):
     y: Axis
     lines: Sequence[Line]
     smooth: bool = False  # too many points to mark or to list each: a distribution
+    bands: str = ""  # what the bands are
 
     def table(self) -> Table:
         if self.smooth:  # by quantile, which is how one reads a distribution
@@ -42,7 +46,12 @@ class Lines(NamedTuple):
         xs = sorted({x for line in self.lines for x, _ in line.points})
         columns = ((self.x.label, self.x.unit), *((line.name, self.y.unit) for line in self.lines))
         by_x = [dict(line.points) for line in self.lines]
-        return Table(columns, tuple((x, *(found.get(x) for found in by_x)) for x in xs))
+        wide = [line for line in self.lines if any(line.band)]
+        pairs = [zip(line.points, line.band, strict=True) for line in wide]
+        ranges = [{x: say_range(self.y, of) for (x, _), of in pair} for pair in pairs]
+        more = tuple((f"{line.name}, from–to", RANGE) for line in wide)
+        rows = ((x, *(found.get(x) for found in by_x), *(found.get(x) for found in ranges)) for x in xs)
+        return Table((*columns, *more), tuple(rows))
 
     def told(self) -> str:
         say = self.x if self.smooth else self.y
@@ -60,11 +69,12 @@ class Lines(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One colour of bars; `beside` are published figures, one for each bar or none."""
+    """One colour of bars. `beside` are published figures and `ranges` the spread, one for each bar or none."""
 
     name: str
     values: tuple[Value, ...]
     beside: tuple[Value, ...] = ()
+    ranges: tuple[Range, ...] = ()
 
 
 class Columns(NamedTuple):
@@ -73,17 +83,21 @@ class Columns(NamedTuple):
     places: tuple[str, ...]
     y: Axis
     groups: Sequence[Group]
+    spread: str = ""  # what the groups' ranges are
 
     def table(self) -> Table:
         beside = any(group.beside for group in self.groups)
         columns = [("policy", TEXT), *((place, self.y.unit) for place in self.places)]
         if beside:
             columns += [(f"{place}, published", self.y.unit) for place in self.places]
+        if self.spread:
+            columns += [(f"{place}, {self.spread}", RANGE) for place in self.places]
         none = (None,) * len(self.places)
-        return Table(
-            tuple(columns),
-            tuple((g.name, *g.values, *((g.beside or none) if beside else ())) for g in self.groups),
-        )
+        rows = []
+        for g in self.groups:
+            ranges = [say_range(self.y, of) for of in g.ranges or none] if self.spread else ()
+            rows.append((g.name, *g.values, *((g.beside or none) if beside else ()), *ranges))
+        return Table(tuple(columns), tuple(rows))
 
     def told(self) -> str:
         parts = [f"{group.name}: {_listed(self.places, group.values, self.y)}" for group in self.groups]
@@ -96,10 +110,17 @@ class Bars(NamedTuple):
     names: tuple[str, ...]
     x: Axis
     parts: Sequence[Group]
+    spread: str = ""  # what the ranges are; of parts that lie end to end there are none
+    labels: tuple[int, ...] = ()  # what stands beside each bar, if not its length
 
     def table(self) -> Table:
-        columns = (("name", TEXT), *((part.name, self.x.unit) for part in self.parts))
-        return Table(columns, tuple(zip(self.names, *(part.values for part in self.parts), strict=True)))
+        columns = [("name", TEXT), *((part.name, self.x.unit) for part in self.parts)]
+        values: list[Sequence[Any]] = [part.values for part in self.parts]
+        if self.spread:
+            wide = [part for part in self.parts if part.ranges]
+            columns += [(f"{part.name}, {self.spread}", RANGE) for part in wide]
+            values += [[say_range(self.x, of) for of in part.ranges] for part in wide]
+        return Table(tuple(columns), tuple(zip(self.names, *values, strict=True)))
 
     def told(self) -> str:
         names = [part.name for part in self.parts]
@@ -114,9 +135,10 @@ class Dots(NamedTuple):
     names: tuple[str, ...]
     x: Axis
     kinds: Sequence[Group]
+    spread: str = ""
 
     def table(self) -> Table:
-        return Bars(self.names, self.x, self.kinds).table()
+        return Bars(self.names, self.x, self.kinds, self.spread).table()
 
     def told(self) -> str:
         return Bars(self.names, self.x, self.kinds).told().replace("Bars", "Dots", 1)
@@ -159,6 +181,10 @@ class Timeline(NamedTuple):
             slow = sum(sum(call[2:4]) + call.waiting_ms > call.inference_ms for call in calls)
             parts.append(f"{name}: {slow} of {len(calls)} calls waited longer than they ran")
         return f"Bars, time of each call by phase. {_sentence(parts)}"
+
+
+def say_range(axis: Axis, of: Range) -> str | None:
+    return f"{axis.unit.say(of[0])}–{axis.unit.say(of[1])}" if of else None
 
 
 def _with(axis: Axis, value: Value) -> str:

@@ -24,7 +24,7 @@ SPELLED = {
 def of(runs: Iterable[Run]) -> tuple[str, ...]:
     """One line for runs that one command can make."""
     found: dict[str, dict[str, list[str]]] = {}
-    for run in runs:
+    for run in (member for one in runs for member in one.members or (one,)):
         line = _line(run.command, run.row.trace, run.setting)
         lists = found.setdefault(line, {"--policies": [], "--budgets": []})
         if run.command == "simulate":

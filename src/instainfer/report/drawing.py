@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from instainfer.report.charts import Axis, Bars, Columns, Dots, Lines, Timeline
@@ -32,6 +33,9 @@ COLOURS = {"ink": INK, "soft": SOFT, "grid": GRID, "paper": PAPER} | {
 }
 _MARKERS = "oDs^vPXdph"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+#: Of limits: dots apart, dots close, dots and a dash.
+_BOUNDS: tuple[Any, ...] = ((0, (1, 3)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
+_WHISKER: dict[str, Any] = {"color": INK, "linewidth": 0.9, "markersize": 5, "markeredgewidth": 0.9, "zorder": 4}
 _HATCHES = ("", "//", "..", "\\\\", "xx", "--")
 
 #: From below: what a call came for, and what it waited for.
@@ -97,8 +101,8 @@ class Artist:
             places[name] = place
         return places
 
-    def draw(self, chart: Chart, *, prefix: str, label: str) -> str:
-        """An <svg> to stand in a page: `prefix` begins all ids in it, `label` is what it is called aloud."""
+    def draw(self, chart: Chart, *, prefix: str, title: str) -> str:
+        """An <svg> to stand in a page: `prefix` begins all ids in it, `title` is what it is called."""
         settings: Any = dict(matplotlib.rcParamsDefault) | _SETTINGS  # whatever a matplotlibrc says
         with matplotlib.rc_context(settings), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts may have it
@@ -109,7 +113,7 @@ class Artist:
             figure.savefig(
                 file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
             )
-        return _inline(file.getvalue(), prefix, label)
+        return _inline(file.getvalue(), prefix, title, chart.told())
 
     # ---- kinds ----
 
@@ -122,15 +126,24 @@ class Artist:
         axes = figure.subplots()
         xs = sorted({x for line in chart.lines for x, _ in line.points})
         places = self._places([line.name for line in chart.lines if not line.bound])
+        bounds = -1
         for at, line in enumerate(chart.lines[:MOST]):
             place = places.get(line.name, at)
             look: dict[str, Any] = {"color": SERIES[place % len(SERIES)], "linestyle": _dash(place)}
             look |= {"marker": _MARKERS[place % len(_MARKERS)], "markeredgecolor": PAPER, "markeredgewidth": 0.8}
             if line.bound:
-                look = {"color": SOFT, "linestyle": (0, (1, 2)), "linewidth": 1.4}
+                bounds += 1
+                look = {"color": SOFT, "linestyle": _BOUNDS[bounds % len(_BOUNDS)], "linewidth": 1.4}
+            if any(line.band):
+                ranges = [of or (y, y) for (_, y), of in zip(line.points, line.band, strict=True)]
+                lows, highs = zip(*ranges, strict=True)
+                shade = {"color": look["color"], "alpha": 0.13, "linewidth": 0.0, "zorder": 1}
+                axes.fill_between([x for x, _ in line.points], lows, highs, **shade)
             if chart.smooth:
                 look |= {"markevery": (5 + 2 * at, 20)}
             axes.plot(*zip(*line.points, strict=True), label=_short(line.name), zorder=3 - at / 100, **look)
+        if any(any(line.band) for line in chart.lines[:MOST]):
+            axes.fill_between([], [], [], color=SOFT, alpha=0.25, linewidth=0.0, label=chart.bands)
         _scale(axes.xaxis, chart.x)
         _scale(axes.yaxis, chart.y)
         if not chart.smooth and len(xs) <= 12:
@@ -146,7 +159,8 @@ class Artist:
         axes = figure.subplots()
         groups = chart.groups[:MOST]
         width = min(0.84 / max(len(groups), 1), 0.24)
-        highest = max((v for g in groups for v in (*g.values, *g.beside) if v is not None), default=0.0)
+        highs = [of[1] for group in groups for of in group.ranges if of is not None]
+        highest = max((*highs, *(v for g in groups for v in (*g.values, *g.beside) if v is not None)), default=0.0)
         told = len(groups) * len(chart.places) <= 18
         places = self._places([group.name for group in groups])
         for at, group in enumerate(groups):
@@ -154,8 +168,8 @@ class Artist:
             middles = [number + (at - (len(groups) - 1) / 2) * width for number in range(len(chart.places))]
             heights = [value or 0.0 for value in group.values]
             axes.bar(middles, heights, width * 0.9, label=_short(group.name), **_filled(place))
-            for middle, value, beside in zip(middles, group.values, group.beside or group.values, strict=True):
-                if group.beside and beside is not None:
+            for middle, beside in zip(middles, group.beside, strict=False):
+                if beside is not None:
                     axes.plot(
                         [middle - width * 0.42, middle + width * 0.42],
                         [beside] * 2,
@@ -163,9 +177,13 @@ class Artist:
                         linewidth=1.6,
                         zorder=5,
                     )
+            for middle, of in zip(middles, group.ranges, strict=False):
+                if of is not None:
+                    axes.plot([middle, middle], of, **_WHISKER, marker="_")
+            for middle, value in zip(middles, group.values, strict=True):
                 if told and value is not None:
                     axes.text(
-                        middle,
+                        middle + (width * 0.22 if group.ranges else 0.0),
                         value + highest * 0.012,
                         chart.y.unit.say(value),
                         ha="center",
@@ -174,6 +192,8 @@ class Artist:
                     )
         if any(value is not None for group in groups for value in group.beside):
             axes.plot([], [], color=INK, linewidth=1.6, label="published")
+        if chart.spread:
+            axes.plot([], [], **_WHISKER, marker="|", label=chart.spread)
         axes.set_xticks(range(len(chart.places)), list(chart.places))
         axes.tick_params(axis="x", length=0)
         _scale(axes.yaxis, chart.y)
@@ -194,9 +214,16 @@ class Artist:
                 look = _filled(place)
                 axes.barh(row, value or 0.0, 0.62, left=ends[row], label=part.name if row == 0 else None, **look)
                 ends[row] += value or 0.0
+                if single and part.ranges and (of := part.ranges[row]):
+                    axes.plot(of, [row, row], **_WHISKER, marker="|")
+                    ends[row] = max(ends[row], of[1])
+        if single and chart.spread:
+            axes.plot([], [], **_WHISKER, marker="|", label=chart.spread)
         for row, end in enumerate(ends):
             last = [part.values[row] for part in chart.parts]
-            said = chart.x.unit.say(end if any(v is not None for v in last) else None)
+            whole = sum(value or 0.0 for value in last)
+            said = chart.x.unit.say(whole if any(v is not None for v in last) else None)
+            said = f"{chart.labels[row]:,}" if chart.labels else said
             axes.annotate(said, (end, row), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
         _rows(axes, chart.names)
         _scale(axes.xaxis, chart.x)
@@ -204,8 +231,8 @@ class Artist:
         axes.set_xlim(left=0.0)
         axes.grid(axis="x")
         axes.set_xlabel(chart.x.title)
-        if not single:
-            _legend(figure, axes)
+        if not single or chart.spread:
+            _legend(figure, axes, least=1 if single else 2)
 
     @_draw.register
     def _(self, chart: Dots, figure: Figure) -> None:
@@ -219,6 +246,10 @@ class Artist:
         for kind in chart.kinds[:MOST]:
             place = places[kind.name]
             points = [(value, row) for row, value in enumerate(kind.values) if value is not None]
+            for row, of in enumerate(kind.ranges):
+                if of is not None:
+                    colour = SERIES[place % len(SERIES)]
+                    axes.plot(of, [row, row], color=colour, linewidth=1.6, marker="|", markersize=7, zorder=2)
             axes.plot(
                 [x for x, _ in points],
                 [y for _, y in points],
@@ -230,6 +261,8 @@ class Artist:
                 label=_short(kind.name),
                 zorder=3,
             )
+        if chart.spread:
+            axes.plot([], [], color=SOFT, linewidth=1.6, marker="|", markersize=7, label=chart.spread)
         _rows(axes, chart.names)
         _scale(axes.xaxis, chart.x)
         axes.grid(axis="x")
@@ -296,15 +329,23 @@ def _rows(axes: Any, names: Sequence[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _legend(figure: Figure, axes: Any) -> None:
+def _legend(figure: Figure, axes: Any, least: int = 2) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    if len(handles) < 2:
+    if len(handles) < least:
         return
-    ours = sorted(range(len(labels)), key=lambda at: labels[at] == "published")  # which stands last
+    last = [at for at, handle in enumerate(handles) if labels[at] == "published" or _is_range(handle)]
+    ours = [at for at in range(len(labels)) if at not in last] + last
     handles, labels = [handles[at] for at in ours], [labels[at] for at in ours]
     widest = max(map(len, labels))
     columns = max(1, min(len(labels), int(112 / (widest + 9))))
+    lines = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * (lines - 1))  # or what is drawn pays for it
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=8.5)
+
+
+def _is_range(handle: Any) -> bool:
+    """Whether it tells what lines across bars are: those are drawn before some of the bars."""
+    return isinstance(handle, Line2D) and handle.get_marker() == "|"
 
 
 def _scale(axis: Any, of: Axis) -> None:
@@ -332,8 +373,9 @@ _FONT = re.compile(r"font-family: [^;\"]*")
 _STYLE = re.compile(r"<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 
 
-def _inline(svg: str, prefix: str, label: str) -> str:
-    """Of matplotlib's file what stands in a page, with ids of its own and the page's colours and font."""
+def _inline(svg: str, prefix: str, title: str, told: str) -> str:
+    """Of matplotlib's file what stands in a page, with ids of its own, the page's colours and font, and a name and
+    a description for who cannot see it."""
     head, _, rest = svg[svg.index("<svg") :].partition(">")
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
@@ -345,16 +387,19 @@ def _inline(svg: str, prefix: str, label: str) -> str:
         return _FONT.sub("font-family: inherit", _IDS.sub(rf"\g<1>{prefix}", tag))
 
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    open_tag = f'<svg {spaces} {box[0]} stroke-linejoin="round" role="img" aria-label="{escape(label)}">'
-    return f"{open_tag}{_TAG.sub(ours, rest)}".strip()
+    named = f'role="img" aria-labelledby="{prefix}name" aria-describedby="{prefix}told"'
+    open_tag = f'<svg {spaces} {box[0]} stroke-linejoin="round" {named}>'
+    words = f'<title id="{prefix}name">{escape(title)}</title><desc id="{prefix}told">{escape(told)}</desc>'
+    return f"{open_tag}{words}{_TAG.sub(ours, rest)}".strip()
 
 
-def standalone(svg: str, title: str) -> str:
+def standalone(svg: str) -> str:
     """The same as a file: light colours on a paper of its own, readable on any page and by any program."""
     svg = _TAG.sub(lambda found: _replaced(found[0], _COLOUR), svg)
     head, _, rest = svg.partition(">")
-    paper = f'<title>{escape(title)}</title><rect width="100%" height="100%" rx="6" fill="{PAPER}"/>'
-    return f'{head} font-family="system-ui, sans-serif">{paper}{rest}\n'
+    words, end, rest = rest.partition("</desc>")
+    paper = f'<rect width="100%" height="100%" rx="6" fill="{PAPER}"/>'
+    return f'{head} font-family="system-ui, sans-serif">{words}{end}{paper}{rest}\n'
 
 
 def _replaced(text: str, by: dict[str, str]) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
+from urllib.parse import quote
 
 from instainfer.report.parts import Figure, Published, Section, Table
 
 #: Rows that a table shows at once; longer ones are opened.
 _OPEN = 10
+#: Rows and columns that fit on paper.
+_PRINTED = (60, 14)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -69,20 +72,28 @@ def _section(section: Section, drawn: dict[str, str]) -> Markup:
 def _figure(figure: Figure, ident: str, drawn: dict[str, str]) -> Markup:
     parts: list[Markup] = [tag("figcaption", figure.title, id=f"{ident}-title")]
     if ident in drawn:
-        parts.append(tag("div", Markup(drawn[ident]), class_="chart"))
+        parts.append(
+            tag("div", Markup(drawn[ident]), class_="chart", role="group", tabindex="0", aria_label="Figure")
+        )
     if figure.note:
         parts.append(tag("p", figure.note, class_="note"))
-    table = _table(figure.table, figure.title)
+    shown = figure.table
+    table = joined(_table(shown, figure.title), _download(shown, ident))
     if figure.chart is None:
         parts.append(table)
     else:
-        parts.append(
-            _folded(f"Data: {_counted(len(figure.table.rows), 'row')}", table, len(figure.table.rows) <= _OPEN)
-        )
+        parts.append(_folded(f"Data: {_counted(len(shown.rows), 'row')}", table, len(shown.rows) <= _OPEN))
     if figure.commands:
         lines = (tag("code", f"$ {line}") for line in figure.commands)
         parts.append(_folded("Command", tag("pre", *_between(lines), tabindex="0"), False))
     return tag("figure", *parts, id=ident, aria_labelledby=f"{ident}-title")
+
+
+def _download(table: Table, ident: str) -> Markup:
+    """The data as a file, which is in the page itself."""
+    name = f"{ident}.csv"
+    link = tag("a", name, href=f"data:text/csv;charset=utf-8,{quote(table.csv)}", download=name)
+    return tag("p", "As a file: ", link, class_="file")
 
 
 def _published(one: Published) -> Markup:
@@ -107,9 +118,20 @@ def _table(table: Table, label: str) -> Markup:
 
     head = tag("thead", row(table.headers, kinds, True))
     body = tag("tbody", *(row(cells, kinds, False) for cells in table.cells))
-    return tag(
-        "div", tag("table", head, body), class_="table", role="region", tabindex="0", aria_label=f"Table: {label}"
+    rows, columns = _PRINTED
+    fits = len(table.rows) <= rows and len(table.columns) <= columns
+    shown = tag(
+        "div",
+        tag("table", head, body),
+        class_="table" if fits else "table long",
+        role="region",
+        tabindex="0",
+        aria_label=f"Table: {label}",
     )
+    if fits:
+        return shown
+    size = f"{_counted(len(table.rows), 'row')} of {_counted(len(table.columns), 'column')}"
+    return joined(shown, tag("p", f"{size}: too many for paper; the page on a screen has them.", class_="paper"))
 
 
 def _folded(summary: str, inside: Markup, is_open: bool) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from instainfer.report import commands, published
-from instainfer.report.charts import Axis, Columns, Dots, Group, Line, Lines, Phases, Timeline
+from instainfer.report.charts import Axis, Columns, Dots, Group, Line, Lines, Phases, Range, Timeline
 from instainfer.report.parts import CHANGE, COUNT, MS, POINTS, SHARE, TEXT, Figure, Section, Table, Unit
 from instainfer.report.policies import chief, setting
 from instainfer.report.reading import Part, Results, Run
@@ -14,6 +14,7 @@ _CLASSES = (*published.CLASSES, "other")
 #: Calls of a timeline: more are thinner than a line.
 _CALLS = 120
 _PANELS = 4
+_PERCENTILES = "p10–p90 of calls"
 
 #: How near live and simulated are meant to be.
 _WITHIN, _POINTS = 0.15, 3.0
@@ -21,11 +22,11 @@ _WITHIN, _POINTS = 0.15, 3.0
 
 def by_class(results: Results) -> Section | None:
     figures, runs = [], []
-    for kind, label, value in (
-        ("e2e_ms", "mean time of a call", lambda part: part.e2e_mean_ms),
-        ("warming_loading_ms", "mean warming + loading", lambda part: part.warming_loading_mean_ms),
+    for kind, label, value, spread in (
+        ("e2e_ms", "mean time of a call", lambda part: part.e2e_mean_ms, _e2e_spread),
+        ("warming_loading_ms", "mean warming + loading", lambda part: part.warming_loading_mean_ms, _wait_spread),
     ):
-        made, of = _by_class(results, Axis(label, MS), value, kind)
+        made, of = _by_class(results, Axis(label, MS), value, kind, spread)
         figures += made
         runs += of
     if not figures:
@@ -35,6 +36,8 @@ def by_class(results: Results) -> Section | None:
         "1 (predictable), up to 4 (normal) or above (bursty); others were called less than ten times. Warming + "
         "loading is all that a call took but its inference."
     )
+    if any("p10" in name for figure in figures for name, _ in figure.table.columns):
+        text += " Bars are means; the line across each goes from the 10th to the 90th percentile of its calls."
     return Section("Latency by class", (text,), figures, (published.latencies(runs),))
 
 
@@ -47,7 +50,11 @@ def rates(results: Results) -> Section | None:
 
 
 def _by_class(
-    results: Results, y: Axis, value: Callable[[Part], float | None], kind: str
+    results: Results,
+    y: Axis,
+    value: Callable[[Part], float | None],
+    kind: str,
+    spread: Callable[[Part], Range] = lambda part: None,
 ) -> tuple[list[Figure], list[Run]]:
     figures, runs = [], []
     for family in chief(results):
@@ -59,12 +66,24 @@ def _by_class(
         for run in found:
             parts = _called(run)
             values = tuple(value(parts[name]) if name in parts else None for name in places)
-            groups.append(Group(results.name(run), values, _beside(run, kind, places)))
-        figures.append(
-            Figure(f"{y.label.capitalize()}: {setting(family)}", Columns(places, y, groups), commands.of(found))
-        )
+            ranges = tuple(spread(parts[name]) if name in parts else None for name in places)
+            beside = _beside(run, kind, places)
+            groups.append(Group(results.name(run), values, beside, ranges if any(ranges) else ()))
+        told = _PERCENTILES if any(group.ranges for group in groups) else ""
+        title = f"{y.label.capitalize()}: {setting(family)}"
+        figures.append(Figure(title, Columns(places, y, groups, told), commands.of(found)))
         runs += found
     return figures, runs
+
+
+def _e2e_spread(part: Part) -> Range:
+    low, high = part.e2e_p10_ms, part.e2e_p90_ms
+    return None if low is None or high is None else (low, high)
+
+
+def _wait_spread(part: Part) -> Range:
+    low, high = part.warming_loading_p10_ms, part.warming_loading_p90_ms
+    return None if low is None or high is None else (low, high)
 
 
 def _called(run: Run) -> dict[str, Part]:

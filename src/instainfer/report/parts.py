@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -37,6 +39,7 @@ COUNT = Unit("", ",d")
 NUMBER = Unit("", "digits")
 TIMES = Unit("×", ".2f")
 POINTS = Unit("points", "+.1f")
+RANGE = Unit("", "range")  # of texts: "1–2"
 CHANGE = Unit("%", "+.1%")
 
 
@@ -54,6 +57,20 @@ class Table(NamedTuple):
     def cells(self) -> list[list[str]]:
         units = [unit for _, unit in self.columns]
         return [[unit.say(value) for unit, value in zip(units, row, strict=True)] for row in self.rows]
+
+    @property
+    def csv(self) -> str:
+        """For a program: numbers unrounded, shares as fractions, nothing where there is no value."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_cell(header) for header in self.headers)
+        writer.writerows([_cell(value) for value in row] for row in self.rows)
+        return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would run as a formula is told to be a text: names are from outside."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 class Chart(Protocol):

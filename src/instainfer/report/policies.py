@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from instainfer.report import commands, published
-from instainfer.report.charts import Axis, Bars, Group, Line, Lines
+from instainfer.report.charts import Axis, Bars, Group, Line, Lines, Range
 from instainfer.report.parts import COUNT, GB_S, MS, NUMBER, SHARE, TEXT, TIMES, Figure, Section, Table
 from instainfer.report.reading import Family, Results, Run, at_one_budget, families, main, spec_of, without
 from instainfer.units import say_mb
@@ -43,6 +44,7 @@ def chief(results: Results) -> list[Family]:
 def best(results: Results) -> Section | None:
     """Who saves most, at every budget."""
     rows, runs = [], []
+    won: Counter[str] = Counter()
     every = [
         one
         for family in main(families(results.policies, "budget", *POLICY))
@@ -56,30 +58,52 @@ def best(results: Results) -> Section | None:
         if len(ranked) < 2:
             continue
         runs += ranked
-        first, second = ranked[:2]
-        row = first.row
+        first = ranked[0]
+        row, said = first.row, SHARE.say(first.row.saved_fraction)
+        level = [run for run in ranked if SHARE.say(run.row.saved_fraction) == said]  # nobody sees a difference
+        after = ranked[len(level)] if len(level) < len(ranked) else None
+        for run in level:
+            won[results.name(run)] += 1
         rows.append(
             (
                 row.trace,
                 "live" if first.command == "replay" else row.world,
                 _budget(first),
-                results.name(first),
+                _some([results.name(run) for run in level]),
                 row.saved_fraction,
-                results.name(second),
-                second.row.saved_fraction,
+                results.name(after) if after else "–",
+                after.row.saved_fraction if after else None,
+                _bounds(family.runs),
             )
         )
     if not rows:
         return None
     columns = (("trace", TEXT), ("world", TEXT), ("memory", TEXT), ("best", TEXT), ("saved", SHARE))
-    table = Table((*columns, ("next", TEXT), ("saved by it", SHARE)), tuple(rows))
+    more = (("next", TEXT), ("saved by it", SHARE), ("at most possible", TEXT))
+    if any(row[-1] for row in rows):
+        table = Table((*columns, *more), tuple(rows))
+    else:
+        table = Table((*columns, *more[:-1]), tuple(row[:-1] for row in rows))
+    (name, times), *_ = won.most_common()
     text = (
+        f"{name} saves most, or as much as the best, in {times} of {len(rows)} settings.",
         "Of all the time that calls would have waited for imports and models, the share that they did not wait, "
-        "for the two policies that save most. Memory is a share of what all functions take together."
+        "for the policies that save most. Memory is a share of what all functions take together. Policies that "
+        "are equal to a tenth of a per cent are named together.",
     )
     return Section(
-        "At a glance", (text,), [Figure("The best policy at each budget", None, commands.of(runs), data=table)]
+        "At a glance", text, [Figure("The best policy at each budget", None, commands.of(runs), data=table)]
     )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _bounds(runs: list[Run]) -> str:
+    """What no policy can pass, as far as it is known."""
+    return ", ".join(f"{run.row.policy} {SHARE.say(run.row.saved_fraction)}" for run in runs if run.is_bound)
 
 
 def savings(results: Results) -> Section | None:
@@ -90,7 +114,7 @@ def savings(results: Results) -> Section | None:
             continue
         whole = family.runs[0].row.budget_fraction is not None
         x = Axis("memory, of what all functions take" if whole else "memory", SHARE if whole else NUMBER, log=True)
-        chart = Lines(x, Axis("loading latency saved", SHARE), lines)
+        chart = Lines(x, Axis("loading latency saved", SHARE), lines, bands="from–to")
         figures.append(Figure(setting(family), chart, commands.of(family.runs)))
     if not figures:
         return None
@@ -102,9 +126,11 @@ def savings(results: Results) -> Section | None:
             "Dotted lines are bounds: KEEP is the most that demand loading can save, knowing the future; JIT the "
             "most that anything can; HAZARD the most, on average, that a policy without foresight can."
         )
-        if gap := max(run.row.gap_fraction or 0.0 for run in bounds):
-            told += f" What is proven to be within reach lies at most {gap * 100:.2g} points below them."
+        if any(run.row.gap_fraction for run in bounds):
+            told += " Where a band hangs from one, only its lower edge is proven to be within reach."
         text.append(told)
+    if seeds := max((len(run.members) for run in results.policies), default=0):
+        text.append(f"Lines are means of {seeds} seeds, bands the least and the most of them.")
     return Section("Savings by policy and budget", tuple(text), figures)
 
 
@@ -347,13 +373,20 @@ def _lines(
 ) -> list[Line]:
     """One for each name, bounds last."""
     named: dict[str, dict[float, float]] = {}
+    ranges: dict[str, dict[float, Range]] = {}
     bounds = {results.name(run) for run in runs if run.is_bound}
     for run in runs:
         x, y = at(run), measured(run)
         if x is not None and y is not None:
-            named.setdefault(results.name(run), {})[x] = y
-    rank = [*results.names, *sorted(bounds)]
-    return [Line(name, tuple(sorted(named[name].items())), name in bounds) for name in rank if name in named]
+            name = results.name(run)
+            named.setdefault(name, {})[x] = y
+            gap = run.row.gap_fraction if run.is_bound else None
+            ranges.setdefault(name, {})[x] = (y - gap, y) if gap else run.spread(measured)
+    lines = []
+    for name in (name for name in (*results.names, *sorted(bounds)) if name in named):
+        band = tuple(ranges[name][x] for x in sorted(named[name]))
+        lines.append(Line(name, tuple(sorted(named[name].items())), name in bounds, band if any(band) else ()))
+    return lines
 
 
 def _settings(run: Run) -> dict[str, float]:

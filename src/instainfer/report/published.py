@@ -87,10 +87,42 @@ def like(run: Run) -> Measured | None:
     return SYSTEMS[name] if name else None
 
 
+def ratios(runs: list[Run]) -> tuple[str, ...]:
+    """What pre-loading is worth over the same keep-alive policy, theirs and ours, with what bears on a
+    difference."""
+    told = []
+    for alone in runs:
+        theirs_alone = like(alone) if alone.row.policy == "none" else None
+        if theirs_alone is None or alone.detail is None:
+            continue
+        for run in runs:
+            theirs = like(run)
+            same = run.detail and all(
+                getattr(run.row, key) == getattr(alone.row, key)
+                for key in ("trace", "world", "keep_alive", "nodes")
+            )
+            if theirs is None or not same or run.row.policy == "none" or run.detail is None:
+                continue
+            parts = []
+            for at, name in enumerate(CLASSES):
+                before, after = (one.classes.get(name) for one in (alone.detail, run.detail))
+                if before and after and before.invocations and before.e2e_mean_ms and after.e2e_mean_ms:
+                    published = theirs_alone.e2e_ms[at] / theirs.e2e_ms[at]
+                    ours = before.e2e_mean_ms / after.e2e_mean_ms
+                    parts.append(f"{name} {published:.1f} times as fast there, {ours:.2f} times here")
+            if parts:
+                cold = alone.row.cold_fraction
+                left = "" if cold is None else f" Without pre-loading {cold:.1%} of the calls here start cold."
+                said = f"{run.row.policy} against none, over {alone.row.keep_alive}: {'; '.join(parts)}.{left}"
+                told.append(said)
+    return tuple(dict.fromkeys(told))
+
+
 def latencies(runs: list[Run]) -> Published:
     columns = [(f"{what}, {name}", MS) for what in ("E2E", "warming + loading") for name in CLASSES]
     rows = tuple((name, *one.e2e_ms, *one.warming_loading_ms) for name, one in SYSTEMS.items())
-    return Published(_BY_CLASS, difference(runs), Table((("system", TEXT), *columns), rows))
+    table = Table((("system", TEXT), *columns), rows)
+    return Published(_BY_CLASS, difference(runs), table, claims=ratios(runs))
 
 
 def rates(runs: list[Run]) -> Published:

@@ -1,14 +1,15 @@
-"""What runs left behind: `results.json` of simulate and replay with the details in `runs/`, and files of bench.
+"""What runs left behind: `results.json` of simulate and replay with the details in `runs/`, files of bench, and
+the calls of a live server.
 
 Everything a user named (functions, traces, policies) is text from outside: control characters and the marks that
-turn text around are made visible here, once; what a markup language means by the others is the writers' matter.
+turn text around are made visible on the way in, once; what a markup language means by the others is the writers'
+matter.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +20,12 @@ import msgspec
 from instainfer.errors import BadInput, BadSettings
 from instainfer.lab.bounding import BOUNDS
 from instainfer.policies import registry
+from instainfer.report import calls
+from instainfer.report.text import plain, plain_values
 
 VERSION = 1
 #: Commands whose rows are runs of a policy; all others are benchmarks.
 RUNS = ("simulate", "replay")
-_LONGEST = 200  # characters of a text: names of files are shorter
 
 Number = float | None
 
@@ -73,6 +75,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     warm_fraction: Number = None
     warming_loading_mean_ms: Number = None
     e2e_mean_ms: Number = None
+    warming_loading_p10_ms: Number = None
+    warming_loading_p90_ms: Number = None
+    e2e_p10_ms: Number = None
+    e2e_p90_ms: Number = None
 
     @property
     def rate(self) -> Number:
@@ -130,6 +136,12 @@ class Run:
     row: Row
     raw: Mapping[str, Any] = field(repr=False)
     detail: Detail | None = field(default=None, repr=False)
+    members: tuple[Run, ...] = field(default=(), repr=False)  # of which it is the mean
+
+    def spread(self, value: Callable[[Run], Number]) -> tuple[float, float] | None:
+        """The least and the most of its members; None of a single run."""
+        found = [known for run in self.members if (known := value(run)) is not None]
+        return (min(found), max(found)) if found else None
 
     @property
     def is_bound(self) -> bool:
@@ -190,6 +202,7 @@ class Results:
     benches: list[Bench]
     machines: list[dict[str, Any]]
     sources: list[str]
+    logs: list[calls.Log] = field(default_factory=list)
 
     @property
     def policies(self) -> list[Run]:
@@ -204,7 +217,7 @@ class Results:
             name += f" + {run.row.keep_alive}"
         if run.command == "replay":
             name += " (live)"
-        if self._same[_key(run.setting)] > 1:
+        if self._same[identity(run.setting)] > 1:
             name += f" [{run.folder}]"
         return name
 
@@ -236,7 +249,7 @@ class Results:
 
     @cached_property
     def _same(self) -> Counter[str]:
-        return Counter(_key(run.setting) for run in self.runs)
+        return Counter(identity(run.setting) for run in self.runs)
 
 
 def families(runs: Iterable[Run], *free: str) -> list[Family]:
@@ -244,7 +257,7 @@ def families(runs: Iterable[Run], *free: str) -> list[Family]:
     found: dict[str, Family] = {}
     for run in runs:
         setting = {key: value for key, value in run.setting.items() if key not in free}
-        found.setdefault(_key(setting), Family(setting, [])).runs.append(run)
+        found.setdefault(identity(setting), Family(setting, [])).runs.append(run)
     return list(found.values())
 
 
@@ -253,7 +266,7 @@ def main(found: list[Family]) -> list[Family]:
     those with half as many runs as the largest. The others are there to be compared along what they vary."""
     kept: dict[str, Family] = {}
     for family in found:
-        key = _key({key: family.setting.get(key) for key in ("command", "trace", "world")})
+        key = identity({key: family.setting.get(key) for key in ("command", "trace", "world")})
         if key not in kept or len(family.runs) > len(kept[key].runs):
             kept[key] = family
     worlds = [(family.setting["command"], family.setting["world"]) for family in kept.values()]
@@ -280,7 +293,7 @@ def _varied(run: Run) -> bool:
     return bool(spec_of(run.row.policy).settings or spec_of(run.row.predictor).settings) or ":" in run.spec
 
 
-def _key(setting: Mapping[str, Any]) -> str:
+def identity(setting: Mapping[str, Any]) -> str:
     return msgspec.json.encode(setting, order="deterministic").decode()
 
 
@@ -294,8 +307,13 @@ def read(paths: Iterable[Path]) -> Results:
     """
     results = Results([], [], [], [])
     seen: set[str] = set()
+    paths = list(paths)
     for path in paths:
         for file in _files(path):
+            if (log := calls.log(file)) is not None:
+                results.sources.append(plain(str(file)))
+                results.logs.append(log)
+                continue
             document = _document(file)
             if document is None:
                 continue
@@ -305,17 +323,17 @@ def read(paths: Iterable[Path]) -> Results:
             results.sources.append(plain(str(file)))
             if command in RUNS:
                 for run in _runs(file, command, document["rows"], document["details"]):
-                    key = _key({"setting": run.setting, "row": run.raw, "detail": msgspec.to_builtins(run.detail)})
+                    detail = msgspec.to_builtins(run.detail)
+                    key = identity({"setting": run.setting, "row": run.raw, "detail": detail})
                     if key not in seen:
                         seen.add(key)
                         results.runs.append(run)
-            elif (key := _key(document)) not in seen:
+            elif (key := identity(document)) not in seen:
                 seen.add(key)
                 results.benches.append(Bench(command, plain(file.name), document["rows"], machine))
-    if not results.runs and not any(bench.rows for bench in results.benches):
-        raise BadInput(
-            f"there is no result in {', '.join(results.sources)}", hint="run `instainfer simulate … -o DIR` first"
-        )
+    if not results.runs and not results.logs and not any(bench.rows for bench in results.benches):
+        named = ", ".join(results.sources or [str(path) for path in paths])
+        raise BadInput(f"there is no result in {named}", hint=calls.READS)
     return results
 
 
@@ -324,14 +342,18 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
         return
     if not path.is_dir():
-        raise BadInput(f"{path} is not there", hint="name a folder that `simulate -o` or `replay -o` wrote")
+        raise BadInput(f"{path} is not there", hint=calls.READS)
     found = sorted(file for file in path.glob("*.json") if file.is_file())
-    wanted = [file for file in found if file.name == "results.json" or _document(file) is not None]
+    wanted = [file for file in found if file.name == "results.json" or _is_result(file)]
+    # A replay's calls stand in its results; a folder of nothing but logs is one of logs.
+    wanted = wanted or sorted(file for file in path.glob("*.jsonl") if file.is_file())
     if not wanted:
-        raise BadInput(
-            f"{path} has no results.json", hint="name a folder that `simulate -o` or `replay -o` wrote, or a file"
-        )
+        raise BadInput(f"{path} has no results.json", hint=calls.READS)
     yield from wanted
+
+
+def _is_result(file: Path) -> bool:
+    return calls.log(file) is not None or _document(file) is not None
 
 
 def _document(file: Path) -> dict[str, Any] | None:
@@ -361,7 +383,7 @@ _AGAIN = "run the command that wrote it again, or leave it out"
 
 def _json(file: Path) -> Any:
     try:
-        return _plain_values(msgspec.json.decode(file.read_bytes()))
+        return plain_values(msgspec.json.decode(file.read_bytes()))
     except OSError as error:
         raise BadInput(f"{file} cannot be read: {error.strerror}", hint="check its permissions") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -388,7 +410,7 @@ def _runs(
     details: dict[str, Detail] = {}
     for raw, value in zip(rows, beside_rows, strict=False):
         try:
-            details[_key(raw)] = msgspec.convert(value, Detail)
+            details[identity(raw)] = msgspec.convert(value, Detail)
         except msgspec.ValidationError as error:
             raise _malformed(file, error) from None
     for beside in sorted((file.parent / "runs").glob("*.json")):
@@ -397,7 +419,7 @@ def _runs(
             raise BadInput(f"{beside} is no detail of a run", hint=_AGAIN)
         _check_version(beside, value)
         try:
-            details[_key(value.get("row") or {})] = msgspec.convert(value, Detail)
+            details[identity(value.get("row") or {})] = msgspec.convert(value, Detail)
         except msgspec.ValidationError as error:
             raise _malformed(beside, error) from None
     for number, raw in enumerate(rows):
@@ -405,28 +427,4 @@ def _runs(
             row = msgspec.convert(raw, Row)
         except msgspec.ValidationError as error:
             raise BadInput(f"{file}: row {number + 1} is not as it should be: {error}", hint=_AGAIN) from None
-        yield Run(command, plain(file.parent.resolve().name), row, raw, details.get(_key(raw)))
-
-
-# ---- text ----------------------------------------------------------------------------------------------------
-
-#: What would hide, move or end text: controls, line ends, surrogates, marks of direction.
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
-)
-
-
-def plain(text: str) -> str:
-    """On one line, with nothing in it that cannot be seen, and not endless."""
-    text = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _plain_values(value: Any) -> Any:
-    if isinstance(value, str):
-        return plain(value)
-    if isinstance(value, list):
-        return [_plain_values(one) for one in value]
-    if isinstance(value, dict):
-        return {plain(key): _plain_values(one) for key, one in value.items()}
-    return value
+        yield Run(command, plain(file.parent.resolve().name), row, raw, details.get(identity(raw)))

@@ -124,6 +124,18 @@ class Tally:
             "harm_mean_ms": self.harm_s / self.harmed * 1e3 if self.harmed else 0.0,
         }
 
+    def spread(self) -> dict[str, float]:
+        """How far apart the requests lie that the means of a row are of; nothing where there was none."""
+        if not self.e2e:
+            return {}
+        found = {}
+        for name, taken in (("e2e", self.e2e), ("warming_loading", self.waited)):
+            ordered = sorted(taken)
+            for percent in (10, 50, 90):
+                at = min(percent * len(ordered) // 100, len(ordered) - 1)
+                found[f"{name}_p{percent}_ms"] = ordered[at] * 1e3
+        return found
+
     def _percentile(self, share: float) -> float:
         """Nearest rank."""
         if not self.e2e:
