@@ -74,8 +74,10 @@ def run(json_path: Path | None = None, picture_path: Path | None = None) -> None
     left = _left_behind(home)
     console.print(f"stopped after {time.monotonic() - began:.0f} s; left behind: {', '.join(left) or 'nothing'}")
     if picture_path is not None:
-        title = "One call of a real model: cold, forked, pre-loaded, warm (end to end, log scale)"
-        picture_path.write_text(draw(rows, title))
+        title = "One call of a real model, as its caller sees it"
+        where = f"{machine['cpus']} CPUs, {machine['system']}, {machine['sandbox']} sandbox"
+        together = sorted(rows, key=lambda row: MODELS.index(row["function"]))
+        picture_path.write_text(draw(together, title, f"One run of instainfer demo: {where}"))
     if json_path is not None:
         text = json.dumps({"version": 1, "command": "demo", "machine": machine, "rows": rows}, indent=2)
         if str(json_path) == "-":
@@ -230,7 +232,8 @@ def _call(client: Client, name: str, console: Any, *, expect: str, deployed: str
     row = {
         "function": name,
         "start": answer.start,
-        **{f"{phase}_ms": answer.phases.get(phase, 0.0) for phase in ("container", "import", "load", "warmup")},
+        "container_ms": answer.phases.get("container", 0.0) + answer.phases.get("extract", 0.0),
+        **{f"{phase}_ms": answer.phases.get(phase, 0.0) for phase in ("import", "load", "warmup")},
         "inference_ms": answer.phases.get("inference", 0.0),
         "e2e_ms": e2e_ms,
         "answer": answer.body.decode("utf-8", "replace"),
@@ -303,7 +306,7 @@ def _table(rows: list[dict[str, Any]], reasons: dict[str, str], console: Any) ->
     table = Table(
         title="milliseconds, as a client sees them", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
-    for column in ("function", "start", "container", "import", "load", "warm-up", "call", "total", "removed"):
+    for column in ("function", "start", "container", "import", "load", "warmup", "call", "total", "removed"):
         table.add_column(column, justify="left" if column in ("function", "start") else "right", no_wrap=True)
     shares: dict[str, list[float]] = {"forked": [], "preloaded": []}
     for name in MODELS:

@@ -1,52 +1,136 @@
-"""The demo's rows as a picture: one bar per call on a logarithmic scale, an SVG that needs nothing else."""
+"""The demo's rows as a picture: a bar for each call on one time axis, split into what the time went into. An SVG
+that needs nothing else, on a paper of its own that is light or dark as the reader's system is.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
-WIDTH, LEFT, RIGHT, BAR, GAP, HEAD = 760, 170, 110, 20, 14, 56
-COLOURS = {"cold": "#b0413e", "forked": "#d39b3a", "cloned": "#d39b3a", "preloaded": "#2f7f79", "warm": "#8fa3ad"}
+WIDTH, LEFT, RIGHT, BAR, STEP, GAP, HEAD, FOOT = 860, 176, 120, 17, 22, 12, 78, 44
+
+#: What a call's time goes into, in order: the keys of a row, and how it looks (fill, pattern).
+PHASES = (
+    ("container", ("container_ms",), "a"),
+    ("imports", ("import_ms",), "b"),
+    ("model", ("load_ms", "warmup_ms"), "c"),
+    ("the call itself", ("inference_ms",), "d"),
+    ("platform and network", (), "e"),
+)
+#: Okabe and Ito's colours, which every form of colour blindness tells apart; the patterns say the same.
+_STYLE = """
+.paper{fill:#fdfdfc}.ink{fill:#1d2126}.soft{fill:#59616b}.grid{stroke:#dfe2e6}
+.a{fill:#0072b2}.b{fill:#d55e00}.c{fill:#e69f00}.d{fill:#009e73}.e{fill:#8a9099}.mark{stroke:#fdfdfc}
+@media (prefers-color-scheme:dark){
+.paper{fill:#15191d}.ink{fill:#e8eaed}.soft{fill:#a4acb6}.grid{stroke:#30363d}
+.a{fill:#56a8e8}.b{fill:#f08a4b}.c{fill:#f0c05a}.d{fill:#3fcf9f}.e{fill:#8a9099}.mark{stroke:#15191d}}
+"""
+_PATTERNS = {"a": "M0 6L6 0", "b": "", "c": "M3 0V6", "d": "", "e": "M0 3H6"}
 
 
-def draw(rows: Sequence[dict[str, Any]], title: str) -> str:
-    """`rows` as the demo writes them: function, start, e2e_ms. Light and dark pages both read it."""
+def draw(rows: Sequence[dict[str, Any]], title: str, note: str = "") -> str:
+    """`rows` as the demo writes them: function, start, e2e_ms and phases. `note` stands below."""
     functions = list(dict.fromkeys(row["function"] for row in rows))
-    low = 10 ** math.floor(math.log10(min(row["e2e_ms"] for row in rows)))
-    high = 10 ** math.ceil(math.log10(max(row["e2e_ms"] for row in rows)))
+    most = max(row["e2e_ms"] for row in rows)
+    step = _step(most)
     span = WIDTH - LEFT - RIGHT
-
-    def x(ms: float) -> float:
-        return LEFT + span * math.log(ms / low) / math.log(high / low)
-
-    height = HEAD + len(rows) * (BAR + 4) + len(functions) * GAP + 34
+    scale = span / most
+    height = HEAD + len(rows) * STEP + len(functions) * GAP + FOOT + (20 if note else 0)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif"'
-        ' font-size="13">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH}" height="{height}" rx="8" fill="#fbfaf7"/>',
-        f'<text x="16" y="28" font-size="16" font-weight="bold" fill="#222">{escape(title)}</text>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"'
+        ' font-family="system-ui, sans-serif" font-size="13" aria-labelledby="name" aria-describedby="told">',
+        f'<title id="name">{escape(title)}</title><desc id="told">{escape(told(rows))}</desc>',
+        f"<style>{_STYLE}</style><defs>{''.join(_pattern(look) for look in _PATTERNS)}</defs>",
+        f'<rect class="paper" width="{WIDTH}" height="{height}" rx="8"/>',
+        f'<text class="ink" x="16" y="28" font-size="16" font-weight="600">{escape(title)}</text>',
+        *_legend(),
     ]
-    tick = low
-    while tick <= high:
+    bottom = height - FOOT - (20 if note else 0)
+    at = 0.0
+    while at <= most:
+        x = LEFT + at * scale
         parts.append(
-            f'<line x1="{x(tick):.1f}" y1="{HEAD - 10}" x2="{x(tick):.1f}" y2="{height - 30}" stroke="#ddd"/>'
-            f'<text x="{x(tick):.1f}" y="{height - 12}" text-anchor="middle" fill="#666">{tick:g} ms</text>'
+            f'<path class="grid" d="M{x:.1f} {HEAD - 8}V{bottom}"/>'
+            f'<text class="soft" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{at:,.0f} ms</text>'
         )
-        tick *= 10
+        at += step
     y = HEAD
     for function in functions:
-        parts.append(f'<text x="16" y="{y + 15}" font-weight="bold" fill="#222">{escape(function)}</text>')
+        of = {row["start"]: row for row in rows if row["function"] == function}
+        parts.append(f'<text class="ink" x="16" y="{y + 13}" font-weight="600">{escape(function)}</text>')
         for row in (row for row in rows if row["function"] == function):
-            ms, start = row["e2e_ms"], row["start"]
-            parts.append(
-                f'<text x="{LEFT - 8}" y="{y + 15}" text-anchor="end" fill="#444">{escape(start)}</text>'
-                f'<rect x="{LEFT}" y="{y}" width="{max(2.0, x(ms) - LEFT):.1f}" height="{BAR}" rx="3"'
-                f' fill="{COLOURS.get(start, "#666")}"/>'
-                f'<text x="{x(ms) + 6:.1f}" y="{y + 15}" fill="#222">{ms:,.1f} ms</text>'
-            )
-            y += BAR + 4
+            parts.append(_bar(row, y, scale, _removed(row, of)))
+            y += STEP
         y += GAP
+    if note:
+        parts.append(f'<text class="soft" x="16" y="{height - 14}" font-size="12">{escape(note)}</text>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def told(rows: Sequence[dict[str, Any]]) -> str:
+    """The picture in words."""
+    said = [f"{row['function']} {row['start']}: {_ms(row['e2e_ms'])}" for row in rows]
+    return f"Time of one call, end to end. {'; '.join(said)}."
+
+
+def phases(row: dict[str, Any]) -> list[float]:
+    """Milliseconds of each of PHASES; what no phase accounts for is the last one's."""
+    found = [sum(row.get(key) or 0.0 for key in keys) for _, keys, _ in PHASES[:-1]]
+    return [*found, max(0.0, row["e2e_ms"] - sum(found))]
+
+
+def _bar(row: dict[str, Any], y: float, scale: float, removed: float | None) -> str:
+    parts = [f'<text class="soft" x="{LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(row["start"])}</text>']
+    x = float(LEFT)
+    for (name, _, look), ms in zip(PHASES, phases(row), strict=True):
+        if (width := ms * scale) <= 0.0:
+            continue
+        shape = f'x="{x:.1f}" y="{y}" width="{width:.2f}" height="{BAR}"'
+        parts.append(f'<rect class="{look}" {shape}><title>{name}: {_ms(ms)}</title></rect>')
+        if _PATTERNS[look] and width > 3:
+            parts.append(f'<rect fill="url(#{look})" {shape}/>')
+        x += width
+    said = _ms(row["e2e_ms"])
+    if removed is not None:
+        said += f" · {min(removed, 1.0):.1%} of the loading removed"
+    parts.append(f'<text class="ink" x="{x + 7:.1f}" y="{y + 13}">{said}</text>')
+    return "".join(parts)
+
+
+def _legend() -> list[str]:
+    parts, x = [], 16.0
+    for name, _, look in PHASES:
+        shape = f'x="{x:.0f}" y="43" width="14" height="12"'
+        parts.append(f'<rect class="{look}" {shape}/>')
+        if _PATTERNS[look]:
+            parts.append(f'<rect fill="url(#{look})" {shape}/>')
+        parts.append(f'<text class="soft" x="{x + 20:.0f}" y="54">{name}</text>')
+        x += 44 + 7.2 * len(name)
+    return parts
+
+
+def _pattern(look: str) -> str:
+    path = _PATTERNS[look]
+    tile = f'id={quoteattr(look)} width="6" height="6" patternUnits="userSpaceOnUse"'
+    return f'<pattern {tile}><path class="mark" d="{path}" stroke-width="1.2"/></pattern>' if path else ""
+
+
+def _removed(row: dict[str, Any], of: dict[str, dict[str, Any]]) -> float | None:
+    """Of the loading latency, by a call that is neither cold nor warm."""
+    if row["start"] in ("cold", "warm") or not {"cold", "warm"} <= of.keys():
+        return None
+    cold, warm = of["cold"]["e2e_ms"], of["warm"]["e2e_ms"]
+    return 1.0 - (row["e2e_ms"] - warm) / (cold - warm) if cold > warm else None
+
+
+def _step(most: float) -> float:
+    """Between two marks of the axis: 1, 2 or 5 of a power of ten, five marks or so."""
+    size = 1.0
+    while size * 10 <= most / 2:
+        size *= 10
+    return next((size * one for one in (1, 2, 5) if most / (size * one) <= 6), size * 10)
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.1f} ms"
