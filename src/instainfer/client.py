@@ -225,6 +225,14 @@ class Client:
         found: dict[str, Any] = self._json("POST", f"{PREFIX}/nodes/{_quoted(node)}/drain", params=params)
         return found
 
+    def restart_node(self, node: str) -> None:
+        """The agent of a drained node begins anew."""
+        self._json("POST", f"{PREFIX}/nodes/{_quoted(node)}/restart")
+
+    def restart(self) -> None:
+        """The server finishes what runs and begins anew."""
+        self._json("POST", f"{PREFIX}/restart")
+
     def policies(self) -> dict[str, Any]:
         """{"since": …, "policies": […]}: the one in force, then its shadows; none where there are no shadows."""
         return self._json("GET", f"{PREFIX}/policies")

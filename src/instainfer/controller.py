@@ -181,6 +181,19 @@ class Controller:
             self.books.marks.node(node, "node_reopened", "by hand")
             self.feed(ev.NodeOpened(node=node))
 
+    async def restart_node(self, node: str) -> None:
+        """Have the agent of a drained node begin anew: it is lost, and joins again. Raises NotFound, Conflict
+        where something is there yet, Unavailable."""
+        self._known(node)
+        agent = self._agents[node]
+        if not isinstance(agent, wire.Restarts):
+            raise Conflict(f"the agent of {node} is the server itself", hint="restart the server")
+        if node not in self.draining or any(one.node == node for one in self.platform.state.containers.values()):
+            raise Conflict(
+                f"{node} is not drained", hint=f"`instainfer cluster drain {node}`, and wait until it is"
+            )
+        await agent.restart()
+
     def _known(self, node: str) -> None:
         if node not in self.nodes:
             there = ", ".join(sorted(self.nodes)) or "none"

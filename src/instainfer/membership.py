@@ -30,6 +30,7 @@ class Membership:
         self._wanted: set[str] = set()
         self._lost_ones: set[str] = set()  # were joined, and are not now
         self._problems: dict[str, str] = {}
+        self._joins: dict[str, int] = {}  # how often it has joined
         self._news = asyncio.Event()  # a node has joined, or could not
         self._watching: asyncio.Task[None] | None = None
 
@@ -101,6 +102,7 @@ class Membership:
             else:
                 self._problems.pop(node, None)
                 self._lost_ones.discard(node)
+                self._joins[node] = self._joins.get(node, 0) + 1
                 self._news.set()
                 log.info("node %s has joined", node)
 
@@ -131,6 +133,7 @@ class Membership:
                     "containers": len(there),
                     "instances": sum(len(container.instances) for container in there),
                     "problem": self._problems.get(node, ""),
+                    "joins": self._joins.get(node, 0),
                 }
             )
         return shown

@@ -274,6 +274,15 @@ class Agent(Protocol):
 
 
 @runtime_checkable
+class Restarts(Protocol):
+    """An agent whose process can begin anew."""
+
+    async def restart(self) -> None:
+        """What runs there ends, NodeLost follows. Raises errors.Unavailable."""
+        ...
+
+
+@runtime_checkable
 class Keeps(Protocol):
     """An agent that can do without its controller for a while: what rests is there for the next one."""
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 QUIET_S = 3 * BEAT_S  # a connection on which nothing moves for so long is given up, at the latest
 QUIET_SHARE = 0.6  # of the time after which the node is lost: the same, if that is less
 LEASE_SHARE = 0.8  # of that time: after so long without us the node ends what it runs
+RESTART_S = 20.0  # a node ends what is there in less
 JOIN_S = 20.0  # … while a node ends what others had it do
 SLOWEST = 1 << 20  # bytes a second: a batch may take that much longer
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 1.0  # before another try
@@ -66,6 +67,11 @@ class HttpAgent:
     def send(self, command: Command) -> None:
         if self._link is not None:
             self._link.send(command)
+
+    async def restart(self) -> None:
+        """What runs there ends, and the agent begins anew; NodeLost follows. Raises Unavailable."""
+        if self._link is not None:
+            await self._link.restart()
 
     async def aclose(self) -> None:
         """A node that is out of reach goes on with what it runs until a controller joins it."""
@@ -125,6 +131,17 @@ class _Link:
             self._loaded[command.instance] = command.container
         self._outbox.append((wire.encode(command), request))
         self._wake.set()
+
+    async def restart(self) -> None:
+        try:
+            async with asyncio.timeout(RESTART_S):
+                line = await Connection.open(self._address)  # of its own: commands go on meanwhile
+                try:
+                    _check(*await line.request("POST", f"/agent/restart?{self._us}"))
+                finally:
+                    line.close()
+        except OSError as error:
+            raise Unavailable(f"node {self._node} cannot be told: {error}", retry_after_s=1.0) from error
 
     async def let_go(self) -> None:
         """Without a word: the node goes on."""

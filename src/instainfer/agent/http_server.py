@@ -8,6 +8,7 @@ batches of commands are numbered from 1 and one that came before is not carried 
     GET  /agent/reports?session=S&after=N             200, then reports N+1, N+2, … until it is cut
     POST /agent/commands?session=S&batch=B&after=N    204; reports up to N need not be kept
     POST /agent/close?session=S                       204 when everything on the node has ended
+    POST /agent/restart?session=S                     the same, then its process begins anew
     GET  /artifacts/DIGEST                            of no session: for other nodes (artifacts/shelf.py)
 
 Every request carries its controller's `epoch`, too, a number that is larger the later the controller began (0
@@ -121,16 +122,18 @@ class AgentServer:
         epoch: int = 0,
         remember: Callable[[int], None] = lambda epoch: None,
         shelf: Shelf | None = None,
+        restart: Callable[[], None] | None = None,
     ) -> None:
         """`epoch`: of the latest controller that has had the node; `remember` is told of a later one; `shelf`:
-        artifacts that other nodes may pull. Raises BadSettings without a key: who reaches this app can run
-        anything on the node."""
+        artifacts that other nodes may pull; `restart` is called to begin anew, where that can be. Raises
+        BadSettings without a key: who reaches this app can run anything on the node."""
         if not key:
             raise BadSettings("an agent needs a key", hint="give the same one to the controller and its nodes")
         self._agent = agent
         self._expected = f"Bearer {key}".encode()
         self._kept = kept
         self._shelf = shelf
+        self._restart = restart
         self._session: Session | None = None
         self._epoch = epoch
         self._remember = remember
@@ -175,6 +178,10 @@ class AgentServer:
         elif asked == "POST /agent/close":
             await self._close(name)
             await _answer(send, 204)
+        elif asked == "POST /agent/restart" and self._restart is not None:
+            await self._close(name)
+            await _answer(send, 204)
+            self._restart()
         else:
             raise NotFound(f"there is no {asked}")
 
@@ -392,10 +399,11 @@ async def serving(
     epoch: int = 0,
     remember: Callable[[int], None] = lambda epoch: None,
     shelf: Shelf | None = None,
+    restart: Callable[[], None] | None = None,
 ) -> AsyncIterator[str]:
     """Serve within the context; gives the URL (`port` 0: any free one). Its end ends everything on the node.
     Raises BadSettings without a key, Unavailable where it cannot listen."""
-    app = AgentServer(agent, key, kept=kept, epoch=epoch, remember=remember, shelf=shelf)
+    app = AgentServer(agent, key, kept=kept, epoch=epoch, remember=remember, shelf=shelf, restart=restart)
     with listening.bind(host, port) as bound:
         async with listening.serving(app, bound, access_log=False):
             try:

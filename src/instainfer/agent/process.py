@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from instainfer import __version__, lock
+from instainfer import __version__, anew, lock
 from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.agent.http_server import serving
 from instainfer.artifacts.shelf import Shelf, in_folders
@@ -54,13 +54,17 @@ def address(listen: str) -> tuple[str, int]:
 def run(settings: Settings, *, node: str, listen: str, key: str, ready: Callable[[About], None]) -> None:
     """Serve until SIGTERM or SIGINT, which end everything on the node; a second one ends at once. `ready` is
     called when a controller can join."""
-    uvloop.run(_run(settings, node, *address(listen), key, ready))
+    again = uvloop.run(_run(settings, node, *address(listen), key, ready))
+    if again:
+        anew.begin("--listen", again)
 
 
 async def _run(
     settings: Settings, node: str, host: str, port: int, key: str, ready: Callable[[About], None]
-) -> None:
+) -> str:
+    """Where it is to listen again, if its controller told it to begin anew."""
     stop = asyncio.Event()
+    again: list[str] = []
 
     def signalled() -> None:
         if stop.is_set():
@@ -77,7 +81,14 @@ async def _run(
         known = int(epoch.read_text()) if epoch.exists() else 0
         remember = lambda number: _write(epoch, str(number).encode())  # noqa: E731
         shelf = Shelf(in_folders(data / ARTIFACTS))
-        async with serving(agent, host, port, key, epoch=known, remember=remember, shelf=shelf) as url:
+
+        def restart() -> None:
+            again.append(url.removeprefix("http://"))
+            stop.set()
+
+        async with serving(
+            agent, host, port, key, epoch=known, remember=remember, shelf=shelf, restart=restart
+        ) as url:
             about = About(pid=os.getpid(), node=node, url=url, version=__version__)
             _write(data / ABOUT, msgspec.json.encode(about))
             log.info("agent %s serves at %s", node, url)
@@ -85,6 +96,7 @@ async def _run(
             await stop.wait()
             log.info("stopping: what runs here ends")
         (data / ABOUT).unlink(missing_ok=True)
+    return again[0] if again else ""
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -102,14 +102,15 @@ class Do(StrEnum):
     UP = "up"
     STATUS = "status"
     DRAIN = "drain"
+    RESTART = "restart"
     DOWN = "down"
 
 
 @command("cluster", example="instainfer cluster up --nodes 3")
 def cluster(
     session: Session,
-    do: Annotated[Do, typer.Argument(help="up, status, drain NODE, or down.")],
-    node: Annotated[str, typer.Argument(metavar="[NODE]", help="drain: which.")] = "",
+    do: Annotated[Do, typer.Argument(help="up, status, drain NODE, restart, or down.")],
+    node: Annotated[str, typer.Argument(metavar="[NODE]", help="drain, restart: which.")] = "",
     nodes: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="up: how many.")] = 3,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="up: of each, for its containers.")] = "1GB",
     port: Annotated[int, typer.Option(help="up: of the server; 0 takes a free one.")] = 3233,
@@ -120,7 +121,8 @@ def cluster(
 
     `up` starts Ray on this machine as if it were several, with token authentication, an agent on each of its nodes
     and a server in front; `down` ends all of it. Both keep what they need in --data-dir [./instainfer-cluster].
-    `status` and `drain` work with any server.
+    `status`, `drain` and `restart` work with any server. `restart` is a rolling one, of the agents one after the
+    other and then of the server, or of NODE alone; behind a gateway no request fails by it.
     """
     if do is Do.UP or do is Do.DOWN:
         from instainfer import trial
@@ -138,6 +140,11 @@ def cluster(
             print_json({"nodes": shown})
         else:
             _show(shown)
+    elif do is Do.RESTART:
+        from instainfer import rolling
+
+        for said in rolling.restart(session.client, [node] if node else (), server=not node):
+            _say(session, {"done": said}, said)
     else:
         if not node:
             raise Usage("drain which node?", hint="`instainfer cluster status` shows them")

@@ -37,6 +37,7 @@ class Health:
     shadows: Shadows
     number: int = 0  # of this server among all that ever had its database; 0: nobody else can have it
     asks: Callable[[], bool] = lambda: False  # whether anyone is asked for a key
+    restart: Callable[[], None] = lambda: None  # begin anew
     fronts: Fronts = field(default_factory=Fronts)
     stopping: bool = False
 

@@ -447,6 +447,20 @@ def application(
         await asyncio.to_thread(store.set_drained, node, not undo)
         return found
 
+    @api.post("/nodes/{node}/restart", status_code=204)
+    async def restart_node(who: Caller, node: str) -> Response:
+        """For the owner: the agent of a drained node begins anew, and joins again; the node stays drained."""
+        who.check_everywhere()
+        await controller.restart_node(node)
+        return Response(status_code=204)
+
+    @api.post("/restart", status_code=202)
+    async def restart(who: Caller) -> dict[str, Any]:
+        """For the owner: the server finishes what runs and begins anew; what is answered later goes on then."""
+        who.check_everywhere()
+        health.restart()
+        return {"number": health.number}
+
     api.include_router(namespaces.routes(store, access, limited, locked))
     app.include_router(api)
     _describe(app)

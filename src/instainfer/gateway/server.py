@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from instainfer import door, lock, telemetry
+from instainfer import anew, door, lock, telemetry
 from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.artifacts.peer import PREFIX
 from instainfer.artifacts.shelf import Shelf, in_folders
@@ -72,7 +72,9 @@ def run(settings: Settings) -> None:
     telemetry.configure(as_json=settings.server.log == "json")
     policies(settings)  # a wrong name is said before anything is touched
     shadows(settings)
-    uvloop.run(_serve(settings))
+    port = uvloop.run(_serve(settings))
+    if port is not None:
+        anew.begin("--port", str(port))
 
 
 def policies(settings: Settings) -> tuple[State, str]:
@@ -129,8 +131,10 @@ def _kept_key(file: Path) -> str:
     return file.read_text()
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings) -> int | None:
+    """The port to listen on again, where it was told to begin anew."""
     stop = asyncio.Event()
+    again: list[int] = []
     loop = asyncio.get_running_loop()
 
     def signalled() -> None:
@@ -146,8 +150,12 @@ async def _serve(settings: Settings) -> None:
         lost.append(error)
         stop.set()
 
+    def restart(port: int) -> None:
+        again.append(port)
+        stop.set()
+
     async with contextlib.AsyncExitStack() as stack:
-        composing = asyncio.create_task(_compose(settings, stack, ends))
+        composing = asyncio.create_task(_compose(settings, stack, ends, restart))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({composing, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not composing.done():  # it waits for another server's end, say
@@ -159,13 +167,17 @@ async def _serve(settings: Settings) -> None:
         log.info("stopping: no new requests, waiting up to %g s for the running ones", settings.server.drain_s)
     if lost:
         raise lost[0]
+    return again[0] if again else None
 
 
 async def _compose(
-    settings: Settings, stack: contextlib.AsyncExitStack, ends: Callable[[InstaInferError], None]
+    settings: Settings,
+    stack: contextlib.AsyncExitStack,
+    ends: Callable[[InstaInferError], None],
+    restart: Callable[[int], None],
 ) -> None:
     """Start everything, from the store up to the listening sockets; the stack takes it down the other way. `ends`:
-    told what the server cannot go on after."""
+    told what the server cannot go on after; `restart`: that it is to begin anew on this port."""
     data = settings.server.data_dir
     admin = data / "admin.sock"
     if (length := len(os.fsencode(admin.absolute()))) > LONGEST_SOCKET:
@@ -271,6 +283,7 @@ async def _compose(
         shadows=beside,
         number=number,
         asks=lambda: access.asked,
+        restart=functools.partial(restart, listening.getsockname()[1]),
     )
     locked = functools.partial(door.publish, listening.getsockname()[1], admin.absolute())
     stack.callback(door.withdraw, listening.getsockname()[1])
