@@ -72,6 +72,7 @@ class Gateway(Section, frozen=True, kw_only=True):
     """Of `instainfer gateway`."""
 
     servers: Names = ()  # that may serve, http://HOST:PORT each; requests go to the one that does
+    store: str = ""  # the servers' database: the one that has it says there where it is
     host: str = "127.0.0.1"
     port: Port = 3233  # 0: any free one
     hold: Count = 1000  # requests that wait while no server serves

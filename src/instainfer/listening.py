@@ -42,6 +42,12 @@ def url(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def reached(bound: socket.socket) -> str:
+    """The same for other machines, where it listens on all addresses: by this one's name."""
+    host, port = bound.getsockname()[:2]
+    return f"http://{socket.gethostname()}:{port}" if host in ("0.0.0.0", "::") else url(bound)
+
+
 class Swept(HttpToolsProtocol):
     """A connection of uvicorn's that does not wait for ever for a request that is not whole, nor for a client that
     takes nothing of its answer. `most`: connections at a time."""

@@ -4,31 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from instainfer.errors import Unavailable
 
+LOOKS, LOOK_S = 5, 0.01
+
 
 @contextlib.contextmanager
 def alone(data: Path) -> Iterator[None]:
     """Raises Unavailable where another server or agent has it."""
-    with (data / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Unavailable(
-                f"another server uses {data}", hint="stop it, or give this one another --data-dir"
-            ) from None
+    with (data / "lock").open("a") as file:
+        for _ in range(LOOKS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                time.sleep(LOOK_S)  # whoever looks whether it is taken has it for a moment
+        else:
+            raise Unavailable(f"another server uses {data}", hint="stop it, or give this one another --data-dir")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
+
+
+def holder(data: Path) -> int | None:
+    """The process that has it now."""
+    if not taken(data):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        return int((data / "lock").read_text())
+    return None
 
 
 def taken(data: Path) -> bool:
     """Whether somebody has it now."""
     try:
-        with alone(data):
+        with (data / "lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except FileNotFoundError:
         return False
-    except Unavailable:
+    except OSError:
         return True

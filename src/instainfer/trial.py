@@ -1,4 +1,5 @@
-"""A cluster on one machine, for trying: Ray nodes on loopback addresses, an agent on each, a server in front.
+"""A cluster on one machine, for trying: Ray nodes on loopback addresses, an agent on each, a server that Ray keeps
+running, and a gateway in front.
 
 Ray is started by its own command and ended by the process id that this gave: `ray stop` would end every Ray on the
 machine, and a bare `ray.init()` would join whichever was started last.
@@ -23,7 +24,9 @@ from typing import Any
 import psutil  # type: ignore[import-untyped] # it ships no types
 
 from instainfer.agent import process
+from instainfer.cluster import keeping
 from instainfer.errors import BadSettings, Conflict, Unavailable
+from instainfer.gateway import about
 from instainfer.units import parse_bytes
 
 FIRST = 11  # 127.0.0.11: Ray takes 127.0.0.1 for the address of some interface
@@ -66,26 +69,30 @@ def up(data: Path, *, nodes: int, memory: str, port: int, sandbox: str) -> dict[
         gcs = _free_port(f"127.0.0.{FIRST}")
         for number in range(nodes):
             _ray_node(data, state, f"127.0.0.{FIRST + number}", gcs, warm, head=number == 0)
-        state["url"] = _server(data, state, f"ray://127.0.0.{FIRST}:{gcs}", port, sandbox)
+        server = _server(data, state, f"127.0.0.{FIRST}:{gcs}", sandbox)
+        state["url"] = _gateway(data, state, server["url"], port)
     except BaseException:
         down(data)
         raise
     _save(data, state)
-    return {"url": state["url"], "data_dir": str(data / "server"), "ray_dir": state["tmp"], "nodes": nodes}
+    return {
+        "url": state["url"],
+        "server": server["url"],
+        "data_dir": str(data / "server"),
+        "ray_dir": state["tmp"],
+        "nodes": nodes,
+    }
 
 
 def down(data: Path) -> int:
-    """End it, however far it came: the server, the agents and all that they run, then Ray. How many processes."""
+    """End it, however far it came: the gateway, Ray, which would start the rest again, the server, the agents and
+    all that they run. How many processes."""
     state = _load(data)
     pids = [_process(entry) for entry in reversed(state.get("pids", []))]
-    alive = [one for one in pids if one is not None]
-    ended = 0
-    if alive and (state.get("server") == alive[0].pid):
-        ended += _end(alive.pop(0))
+    ended = sum(_end(one) for one in pids if one is not None)
+    ended += about.stop(data / "server")
     for agent in sorted((data / "server" / "agents").glob("*")):
         ended += process.stop(agent)
-    for one in alive:
-        ended += _end(one)
     (data / STATE).unlink(missing_ok=True)
     if "tmp" in state:
         shutil.rmtree(state["tmp"], ignore_errors=True)
@@ -110,18 +117,20 @@ def _ray_node(data: Path, state: dict[str, Any], ip: str, gcs: int, warm: int, *
     )
 
 
-def _server(data: Path, state: dict[str, Any], address: str, port: int, sandbox: str) -> str:
-    command = [
-        *(sys.executable, "-m", "instainfer.cli", "serve", "--cluster", address, "--port", str(port)),
-        *("--data-dir", str(data / "server"), "--sandbox", sandbox),
-    ]
-    log = data / "server.log"
+def _server(data: Path, state: dict[str, Any], address: str, sandbox: str) -> dict[str, Any]:
+    """It is Ray's to keep, on a port that the gateway knows."""
+    _save(data, state)
+    line = ["--host", "127.0.0.1", "--port", str(_free_port("127.0.0.1")), "--sandbox", sandbox]
+    return keeping.keep(address, data / "server", line, environment(data))
+
+
+def _gateway(data: Path, state: dict[str, Any], server: str, port: int) -> str:
+    command = [*(sys.executable, "-m", "instainfer.cli", "gateway", "--server", server, "--port", str(port))]
+    log = data / "gateway.log"
     log.write_text("")
     started = _start(data, state, command, log)
-    state["server"] = started.pid
-    _save(data, state)
-    said = "instainfer serves at "
-    _until(lambda: said in log.read_text(errors="replace"), started, log, SERVER_S, "the server")
+    said = "instainfer gateway at "
+    _until(lambda: said in log.read_text(errors="replace"), started, log, SERVER_S, "the gateway")
     return log.read_text(errors="replace").partition(said)[2].partition("\n")[0]
 
 

@@ -18,6 +18,7 @@ from psutil import Error, process_iter  # type: ignore[import-untyped] # it ship
 from instainfer import trial
 from instainfer.agent import process
 from instainfer.client import Client
+from instainfer.gateway import about as serving
 from tests.contract.agent_helpers import Proxy
 from tests.live.server_helpers import SANDBOX, Process, Server, environment, eventually
 
@@ -310,13 +311,13 @@ def test_a_link_that_is_cut_and_heals(agents: Agents) -> None:
 
 
 def test_a_cluster_of_ray_under_load_loses_a_raylet_and_leaves_nothing(tmp_path: Path) -> None:
-    """`cluster up`, work, a raylet killed, an agent killed, `cluster down`."""
+    """`cluster up`, work, a raylet killed, an agent killed, the server killed, `cluster down`."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed")
     found = trial.up(tmp_path, nodes=2, memory="300MB", port=0, sandbox=SANDBOX)
     try:
         server = Server(tmp_path)
-        server.url = found["url"]
+        server.url = found["url"]  # of the gateway
         server.client = Client(server.url)
         deploy(server, "f0", "f1")
         load = Load(server, ["f0", "f1"], keys=True)
@@ -334,6 +335,12 @@ def test_a_cluster_of_ray_under_load_loses_a_raylet_and_leaves_nothing(tmp_path:
         assert after is not None and after.pid != killed.pid
         assert process.find(tmp_path / "server" / "agents" / "127.0.0.12") == agents["127.0.0.12"]
         load.more()
+        first = serving.find(tmp_path / "server")
+        assert first is not None
+        Process(first.pid).kill()
+        load.more()  # by the next one, which Ray's actor has started: the gateway kept what came meanwhile
+        second = serving.find(tmp_path / "server")
+        assert second is not None and second.pid != first.pid and second.number == first.number + 1
         load.stop()
         assert not load.failed
         server.client.close()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,44 +11,11 @@ import httpx
 import pytest
 
 from instainfer import rolling
-from instainfer.client import Client
-from tests.live.server_helpers import PATIENCE_S, Server, archive, environment, eventually
+from tests.live.front_helpers import Gateway, gateway
+from tests.live.server_helpers import PATIENCE_S, Server, archive, eventually
 from tests.live.test_cluster import FUNCTION, KEY, Agents
 
 pytestmark = pytest.mark.slow
-
-
-class Gateway:
-    def __init__(self, *servers: str, variables: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "instainfer.cli", "gateway", "--port", "0"]
-        command += [part for url in servers for part in ("--server", url)]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(variables)
-        )
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        assert said.startswith("instainfer gateway at http://"), said
-        self.url = said.split()[-1]
-        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
-        self.client = Client(self.url, SECRET)
-
-    def close(self) -> None:
-        self.http.close()
-        self.client.close()
-        if self.process.poll() is None:
-            self.process.terminate()
-            assert self.process.wait(30) == 0
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-@contextlib.contextmanager
-def gateway(*servers: str, variables: Mapping[str, str] | None = None) -> Iterator[Gateway]:
-    made = Gateway(*servers, variables=variables)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 class Callers:
@@ -133,8 +97,8 @@ def test_a_server_that_is_killed_and_one_that_is_restarted_refuse_nobody(agents:
     }
     with (
         Fixed(agents.directory, "--cluster", agents.address(), variables=variables) as server,
-        gateway(server.url) as one,
-        gateway(server.url) as other,
+        gateway("--server", server.url, key=SECRET) as one,
+        gateway("--server", server.url, key=SECRET) as other,
     ):
         _all_faces(one)
         plain = Callers([one.url, other.url], ["f"] * 2, keys=False)

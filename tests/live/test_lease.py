@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.postgres import Postgres, running
+from tests.live.front_helpers import gateway
 from tests.live.server_helpers import ECHO, Server, command, environment, eventually, refused
 
 pytestmark = pytest.mark.slow
@@ -73,26 +74,32 @@ def test_a_standby_goes_on_with_the_jobs_of_the_dead(tmp_path: Path, database: P
     url = database.make("standby")
     shared = {"INSTAINFER_ARTIFACTS__SOURCES": str(tmp_path / "shared")}
     (tmp_path / "a").mkdir()
-    with Server(tmp_path / "a", "--memory", "1GB", variables=settings(url, **shared)) as first:
+    with (
+        gateway("--store", url) as front,
+        Server(tmp_path / "a", "--memory", "1GB", variables=settings(url, **shared)) as first,
+    ):
         first.deploy("n", "until", UNTIL)
+        assert front.client.status()["server"]["pid"] == first.process.pid
         event = {"until": time.time() + 8.0}
         headers = {"prefer": "respond-async", "idempotency-key": "k"}
-        id = first.http.post("/f/n/until", json=event, headers=headers).json()["id"]
+        id = front.http.post("/f/n/until", json=event, headers=headers).json()["id"]
         eventually(lambda: first.running("n", "until"))
         second, thread = standing_by(tmp_path / "b", url, **shared)
         eventually(lambda: "waiting" in second.errors() if (tmp_path / "b" / "stderr").exists() else "")
         first.kill()
         (first.data / "admin.sock").unlink()  # nobody comes back to remove it
+        there = front.client.status()["server"]  # waits in the gateway until somebody serves
         thread.join(60)
         assert not thread.is_alive()
         try:
+            assert there["pid"] == second.process.pid and there["number"] == 2
             eventually(lambda: second.client.job(id)["state"] == "done")
             job = second.client.job(id)
             assert [one["status"] for one in job["attempts"]] == ["unavailable", "ok"]
             before, after = job["attempts"]
             assert after["began"] >= before["began"]
             headers.pop("prefer")
-            assert second.http.post("/f/n/until", json=event, headers=headers).json() == event
+            assert front.http.post("/f/n/until", json=event, headers=headers).json() == event
         finally:
             second.close()
 

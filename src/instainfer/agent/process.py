@@ -7,25 +7,22 @@ latest controller's that it has obeyed. A lock says whether it lives.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import uvloop
 
-from instainfer import __version__, anew, lock
+from instainfer import __version__, anew, lock, outliving
 from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.agent.http_server import serving
 from instainfer.artifacts.shelf import Shelf, in_folders
 from instainfer.config import Settings
-from instainfer.errors import BadSettings, Unavailable
+from instainfer.errors import BadSettings
 
 log = logging.getLogger("instainfer")
 
@@ -79,7 +76,7 @@ async def _run(
         agent = await compose(settings, node, key=key)
         epoch = data / "epoch"
         known = int(epoch.read_text()) if epoch.exists() else 0
-        remember = lambda number: _write(epoch, str(number).encode())  # noqa: E731
+        remember = lambda number: outliving.write(epoch, str(number).encode())  # noqa: E731
         shelf = Shelf(in_folders(data / ARTIFACTS))
 
         def restart() -> None:
@@ -90,7 +87,7 @@ async def _run(
             agent, host, port, key, epoch=known, remember=remember, shelf=shelf, restart=restart
         ) as url:
             about = About(pid=os.getpid(), node=node, url=url, version=__version__)
-            _write(data / ABOUT, msgspec.json.encode(about))
+            outliving.write(data / ABOUT, msgspec.json.encode(about))
             log.info("agent %s serves at %s", node, url)
             ready(about)
             await stop.wait()
@@ -99,55 +96,16 @@ async def _run(
     return again[0] if again else ""
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, and synced."""
-    new = path.with_suffix(".new")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(path)
-
-
 def find(data: Path) -> About | None:
     """The agent that lives in this data directory."""
-    if not lock.taken(data):
-        return None
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((data / ABOUT).read_bytes(), type=About)
-    return None
+    return outliving.find(data, ABOUT, About)
 
 
 def ensure(data: Path, arguments: Sequence[str], environ: dict[str, str] | None = None) -> About:
     """The agent that lives there, or one that is started with these arguments of `instainfer agent`, in a session
     of its own. Blocks. Raises Unavailable."""
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (data / LOG).open("ab") as output:
-        before = output.tell()
-        until = time.monotonic() + START_S
-        started: subprocess.Popen[bytes] | None = None
-        while time.monotonic() < until:
-            if (found := find(data)) is not None:
-                return found
-            if started is not None and started.poll() is not None:
-                break
-            if started is None and not lock.taken(data):
-                (data / ABOUT).unlink(missing_ok=True)  # of one that was killed
-                command = [sys.executable, "-m", "instainfer.cli", "agent", "--data-dir", str(data), *arguments]
-                started = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=environ,
-                    cwd="/",
-                    start_new_session=True,
-                )
-            time.sleep(0.05)
-    with (data / LOG).open("rb") as written:
-        written.seek(before)
-        said = written.read()[-500:].decode(errors="replace").strip()
-    raise Unavailable(f"the agent in {data} did not start: {said or 'it said nothing'}", hint=f"see {data / LOG}")
+    command = [sys.executable, "-m", "instainfer.cli", "agent", "--data-dir", str(data), *arguments]
+    return outliving.ensure(data, ABOUT, About, LOG, command, environ, START_S)
 
 
 def stop(data: Path, seconds: float = 30.0) -> bool:
@@ -155,11 +113,5 @@ def stop(data: Path, seconds: float = 30.0) -> bool:
     found = find(data)
     if found is None:
         return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(found.pid, signal.SIGTERM)
-    until = time.monotonic() + seconds
-    while lock.taken(data):
-        if time.monotonic() > until:
-            raise Unavailable(f"agent {found.node} (process {found.pid}) does not end", hint="kill it")
-        time.sleep(0.05)
+    outliving.stop(data, found.pid, seconds)
     return True

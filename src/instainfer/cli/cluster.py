@@ -103,26 +103,30 @@ class Do(StrEnum):
     STATUS = "status"
     DRAIN = "drain"
     RESTART = "restart"
+    KEEP = "keep"
     DOWN = "down"
 
 
 @command("cluster", example="instainfer cluster up --nodes 3")
 def cluster(
     session: Session,
-    do: Annotated[Do, typer.Argument(help="up, status, drain NODE, restart, or down.")],
+    do: Annotated[Do, typer.Argument(help="up, status, drain NODE, restart, keep, or down.")],
     node: Annotated[str, typer.Argument(metavar="[NODE]", help="drain, restart: which.")] = "",
     nodes: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="up: how many.")] = 3,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="up: of each, for its containers.")] = "1GB",
-    port: Annotated[int, typer.Option(help="up: of the server; 0 takes a free one.")] = 3233,
-    sandbox: Annotated[str, typer.Option(metavar="KIND", help="up: auto, linux or process.")] = "auto",
-    undo: Annotated[bool, typer.Option(help="drain: take it back.")] = False,
+    port: Annotated[int, typer.Option(help="up: of the gateway, keep: of the server; 0 takes a free one.")] = 3233,
+    sandbox: Annotated[str, typer.Option(metavar="KIND", help="up, keep: auto, linux or process.")] = "auto",
+    undo: Annotated[bool, typer.Option(help="drain, keep: take it back.")] = False,
 ) -> None:
     """Nodes, and a cluster on this machine to try it with.
 
-    `up` starts Ray on this machine as if it were several, with token authentication, an agent on each of its nodes
-    and a server in front; `down` ends all of it. Both keep what they need in --data-dir [./instainfer-cluster].
+    `up` starts Ray on this machine as if it were several, with token authentication, an agent on each of its
+    nodes, a server that Ray keeps running, and a gateway in front; `down` ends all of it. Both keep what they need
+    in --data-dir [./instainfer-cluster].
+
     `status`, `drain` and `restart` work with any server. `restart` is a rolling one, of the agents one after the
-    other and then of the server, or of NODE alone; behind a gateway no request fails by it.
+    other and then of the server, or of NODE alone; behind a gateway no request fails by it. `keep` has Ray keep
+    one server running, on whichever host there is, with the settings of this environment.
     """
     if do is Do.UP or do is Do.DOWN:
         from instainfer import trial
@@ -135,11 +139,14 @@ def cluster(
             ended = trial.down(data)
             _say(session, {"ended": ended}, f"{ended} processes have ended")
     elif do is Do.STATUS:
-        shown = session.client.nodes()
+        shown, about = session.client.nodes(), session.client.status()
         if session.json:
-            print_json({"nodes": shown})
+            print_json({"nodes": shown, "server": about.get("server", {}), "gateways": about.get("gateways", [])})
         else:
             _show(shown)
+            _show_front(about)
+    elif do is Do.KEEP:
+        _keep(session, port, sandbox, undo=undo)
     elif do is Do.RESTART:
         from instainfer import rolling
 
@@ -150,6 +157,38 @@ def cluster(
             raise Usage("drain which node?", hint="`instainfer cluster status` shows them")
         one = session.client.drain(node, undo=undo)
         _say(session, one, f"{node} is {one['state']}")
+
+
+def _keep(session: Session, port: int, sandbox: str, *, undo: bool) -> None:
+    from instainfer import config
+    from instainfer.cluster import keeping
+
+    chosen = config.load(flags={"server": {"data_dir": session.data_dir}})
+    kind, _, address = (chosen.cluster.address or "ray").partition("://")
+    if kind != "ray":
+        raise Usage(
+            f"cluster.address = {chosen.cluster.address!r} is no Ray cluster's", hint="ray, or ray://HOST:PORT"
+        )
+    if undo:
+        there = keeping.release(address)
+        _say(session, {"released": there}, "it has ended" if there else "there is none")
+        return
+    found = keeping.keep(address, chosen.server.data_dir, ["--port", str(port), "--sandbox", sandbox])
+    _say(session, found, f"instainfer serves at {found['url']}, on {found['node']}")
+
+
+def _show_front(about: dict[str, Any]) -> None:
+    server = about.get("server") or {}
+    if server:
+        typer.echo(
+            f"\nserver {server['url']}: process {server['pid']} on {server['host']}, number {server['number']}"
+        )
+    gateways = about.get("gateways") or []
+    if gateways:
+        headers = ("gateway", "at", "held", "sent again", "refused", "interrupted")
+        keys = ("held", "sent_again", "refused", "interrupted")
+        rows = [(one["name"], one["url"], *(str(one.get(key, "")) for key in keys)) for one in gateways]
+        table(headers, rows, right=("held", "sent again", "refused", "interrupted"))
 
 
 def _show(nodes: list[dict[str, Any]]) -> None:

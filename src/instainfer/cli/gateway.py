@@ -19,6 +19,9 @@ def gateway(
         list[str] | None,
         typer.Option("--server", metavar="URL", help="One that may serve; several times, or with commas."),
     ] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="The servers' database: who has it says there where it is.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on [3233]; 0 takes a free one.")] = None,
     config: Annotated[
@@ -34,7 +37,7 @@ def gateway(
     from instainfer import config as settings
 
     named = ",".join(servers) if servers else None
-    flags: dict[str, dict[str, Any]] = {"gateway": {"servers": named, "host": host, "port": port}}
+    flags: dict[str, dict[str, Any]] = {"gateway": {"servers": named, "store": store, "host": host, "port": port}}
     try:
         chosen = settings.load(config, flags=flags)
         from instainfer import telemetry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,9 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings [INSTAINFER_CONFIG, then ./instainfer.toml].")
     ] = None,
+    detach: Annotated[
+        bool, typer.Option(help="Start it in a session of its own, unless it runs; return when it serves.")
+    ] = False,
 ) -> None:
     """Start the platform on this machine, or in front of a cluster.
 
@@ -72,11 +76,39 @@ def serve(
     }
     try:
         chosen = settings.load(config, flags=flags)
+        if detach:
+            given = {
+                "--host": host,
+                "--port": port,
+                "--memory": memory,
+                "--zygote-memory": zygote_memory,
+                "--sandbox": sandbox,
+                "--policy": policy,
+                "--keep-alive": keep_alive,
+                "--keep-alive-seconds": keep_alive_seconds,
+                "--shadow": shadow,
+                "--cluster": cluster,
+                "--config": config.absolute() if config is not None else None,
+            }
+            line = [str(part) for option, value in given.items() if value is not None for part in (option, value)]
+            _detach(session, chosen.server.data_dir.absolute(), line)
+            return
         from instainfer.gateway import serve as run
 
         run(chosen)
     except BadSettings as error:  # also a policy's, whose names and numbers only the server knows
         raise Usage(error.message, hint=error.hint) from None
+
+
+def _detach(session: Session, data: Path, line: list[str]) -> None:
+    from instainfer.gateway import about
+
+    key = {"INSTAINFER_SERVER__API_KEY": session.api_key} if session.api_key else {}
+    found = about.ensure(data, line, {**os.environ, **key})
+    if session.json:
+        print_json({"pid": found.pid, "url": found.url, "version": found.version, "number": found.number})
+    else:
+        typer.echo(f"instainfer serves at {found.url}")
 
 
 @command("status", example="instainfer status --json")

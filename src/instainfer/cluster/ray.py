@@ -8,6 +8,10 @@ raylet is started again, with a new one.) Lines of JSON, over an inherited socke
     up    {"nodes": [{"node", "cpus", "memory", "warm"}]}            whenever it has looked
     down  {"id", "node", "data", "key", "environ"}                   have an agent there
     up    {"id", "node", "url"} or {"id", "error"}
+    down  {"id", "keep": {"data", "arguments", "environ"}}           have one server running from now on
+    up    {"id", "about": {"node", "pid", "url"}} or {"id", "error"}
+    down  {"id", "release": true}                                    … no longer: it ends
+    up    {"id", "released": whether there was one} or {"id", "error"}
 """
 
 from __future__ import annotations
@@ -22,11 +26,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped] # it ships no types
 import ray
+
+from instainfer import lock, outliving
 
 LOOK_S = 0.5
 START_S = 90.0
 REACH_S = 5.0
+SERVER_S, END_S = 120.0, 60.0
+AGAIN_S = 1.0  # before a server that did not start is started again
+KEEPER = "controller"
 LABEL = "instainfer/host"  # of a Ray node: its name here, instead of its address
 WARM = "warm_mb"
 
@@ -59,6 +69,80 @@ class Stub:
         if done.returncode != 0:
             raise RuntimeError((done.stderr or done.stdout).strip()[-500:])
         return str(json.loads(done.stdout)["url"])
+
+
+class Keeper:
+    """Has one server running, on its host: finds the one that is there, or starts it, and starts another one when
+    that has ended. A detached actor: when its own process ends, Ray starts it again, elsewhere if its host is
+    gone. It holds nothing: the server belongs to nobody, and of two the database's lease decides."""
+
+    def __init__(self, data: str, arguments: list[str], environ: dict[str, str]) -> None:
+        address = ray.get_runtime_context().gcs_address
+        node = ray.util.get_node_ip_address()
+        self._data = Path(data)
+        self._command = [
+            *(sys.executable, "-m", "instainfer.cli", "serve", "--detach", "--json", "--data-dir", data),
+            *("--cluster", f"ray://{address}", *([] if "--host" in arguments else ["--host", node]), *arguments),
+        ]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self._environ = {**kept, **environ}
+        self._node = node
+        self._about: dict[str, Any] = {}
+        self._problem = ""
+        self._news = threading.Condition()
+        self._over = False
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def about(self, seconds: float) -> dict[str, Any]:
+        """Of the server that serves. Raises RuntimeError where none does in time, or none can be started."""
+        with self._news:
+            self._news.wait_for(lambda: self._about or self._problem, seconds)
+            if not self._about:
+                raise RuntimeError(self._problem or "no server is up yet")
+            return {"node": self._node, **self._about}
+
+    def end(self) -> None:
+        self._over = True
+        with self._news:
+            pid = self._about.get("pid")
+        if pid is not None:
+            outliving.stop(self._data, pid, END_S)
+
+    def _keep(self) -> None:
+        while not self._over:
+            if self._about and (lock.taken(self._data) or self._alive()):
+                time.sleep(LOOK_S)
+                continue
+            done = subprocess.run(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=self._environ,
+            )
+            with self._news:
+                failed = done.returncode != 0
+                self._about = {} if failed else json.loads(done.stdout)
+                self._began = 0.0 if failed else _began(self._about["pid"])
+                self._problem = (done.stderr or done.stdout).strip()[-500:] if failed else ""
+                self._news.notify_all()
+            if failed:
+                time.sleep(AGAIN_S)
+
+    def _alive(self) -> bool:
+        """One that begins anew (anew.py) lets go of its lock meanwhile."""
+        began = _began(self._about["pid"])
+        return began != 0.0 and began == self._began
+
+
+def _began(pid: int) -> float:
+    """0: it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return 0.0
 
 
 class Driver:
@@ -104,8 +188,46 @@ class Driver:
 
     def _serve(self) -> None:
         for line in self._file:
-            threading.Thread(target=self._ensure, args=(json.loads(line),), daemon=True).start()
+            asked = json.loads(line)
+            work = self._keep if "keep" in asked else self._release if "release" in asked else self._ensure
+            threading.Thread(target=work, args=(asked,), daemon=True).start()
         os._exit(0)
+
+    def _keep(self, asked: dict[str, Any]) -> None:
+        wanted = asked["keep"]
+        try:
+            keeper = (
+                ray.remote(Keeper)
+                .options(
+                    name=KEEPER,
+                    lifetime="detached",
+                    get_if_exists=True,
+                    max_restarts=-1,
+                    max_task_retries=-1,
+                    max_concurrency=8,
+                    num_cpus=0,
+                )
+                .remote(wanted["data"], wanted["arguments"], wanted["environ"])
+            )
+            about = ray.get(keeper.about.remote(SERVER_S), timeout=SERVER_S + START_S)
+            said = {"id": asked["id"], "about": about}
+        except Exception as error:  # noqa: BLE001 # whatever Ray or the host says goes to whoever asked
+            said = {"id": asked["id"], "error": f"{type(error).__name__}: {error}".strip()[-800:]}
+        self.say(said)
+
+    def _release(self, asked: dict[str, Any]) -> None:
+        try:
+            keeper = ray.get_actor(KEEPER)
+        except ValueError:
+            self.say({"id": asked["id"], "released": False})
+            return
+        try:
+            ray.get(keeper.end.remote(), timeout=END_S + START_S)
+            ray.kill(keeper)
+            said = {"id": asked["id"], "released": True}
+        except Exception as error:  # noqa: BLE001 # the same
+            said = {"id": asked["id"], "error": f"{type(error).__name__}: {error}".strip()[-800:]}
+        self.say(said)
 
     def _ensure(self, asked: dict[str, Any]) -> None:
         node = asked["node"]

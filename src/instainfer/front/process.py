@@ -17,6 +17,7 @@ import uvloop
 
 from instainfer.config import Settings, is_loopback
 from instainfer.errors import BadSettings
+from instainfer.front import announced
 from instainfer.front.forward import Forward, Protocol
 from instainfer.front.hold import Hold
 from instainfer.front.servers import Server, Servers
@@ -33,8 +34,10 @@ def run(settings: Settings, ready: Callable[[str], None]) -> None:
 
 async def _run(settings: Settings, ready: Callable[[str], None]) -> None:
     wanted = settings.gateway
-    if not wanted.servers:
-        raise BadSettings("a gateway needs a server", hint="--server http://HOST:PORT, of each that may serve")
+    if not wanted.servers and not wanted.store:
+        raise BadSettings(
+            "a gateway needs a server", hint="--server http://HOST:PORT of each that may serve, or gateway.store"
+        )
     there = [Server(one) for one in wanted.servers]
     stop = asyncio.Event()
 
@@ -66,6 +69,8 @@ async def _run(settings: Settings, ready: Callable[[str], None]) -> None:
         forward = Forward(servers, hold)
         stack.push_async_callback(servers.aclose)
         servers.start()
+        if wanted.store:
+            stack.callback(asyncio.create_task(announced.follow(wanted.store, servers)).cancel)
         connections = await stack.enter_async_context(
             serving(
                 forward,

@@ -58,6 +58,15 @@ class Servers:
         self.all.append(server)
         self._watch(server)
 
+    def drop(self, server: Server) -> None:
+        """It is none any more."""
+        self.all.remove(server)
+        self._tasks.pop(server).cancel()
+        server.serves = False
+        self._choose()
+        if server.asked is not None:
+            server.asked.abort()
+
     def _watch(self, server: Server) -> None:
         self._tasks[server] = self._loop.create_task(self._keep_asking(server))
 

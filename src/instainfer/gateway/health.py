@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,7 @@ class Health:
     started: float
     shadows: Shadows
     number: int = 0  # of this server among all that ever had its database; 0: nobody else can have it
+    url: str = ""
     asks: Callable[[], bool] = lambda: False  # whether anyone is asked for a key
     restart: Callable[[], None] = lambda: None  # begin anew
     fronts: Fronts = field(default_factory=Fronts)
@@ -78,7 +81,7 @@ class Health:
             **self.isolation(),
             "policy": {"mode": policy.mode, "predictor": self.predictor, "keep_alive": policy.keep_alive},
             "memory_mb": self.memory / 1e6,
-            "number": self.number,
+            "server": {"url": self.url, "host": socket.gethostname(), "pid": os.getpid(), "number": self.number},
             "gateways": self.fronts.now(self.clock.now()),
             "records_dropped": self.writer.dropped,
         }

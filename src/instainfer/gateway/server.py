@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from instainfer import anew, door, lock, telemetry
+from instainfer import __version__, anew, door, lock, telemetry
 from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.artifacts.peer import PREFIX
 from instainfer.artifacts.shelf import Shelf, in_folders
@@ -35,7 +35,7 @@ from instainfer.core.state import State
 from instainfer.deploy import Deployer
 from instainfer.errors import BadSettings, Forbidden, InstaInferError, NotAllowed, Unavailable
 from instainfer.eventlog import EventLog
-from instainfer.gateway import inference, invoke, manage, openwhisk, ui
+from instainfer.gateway import about, inference, invoke, manage, openwhisk, ui
 from instainfer.gateway.access import Access, who_asks
 from instainfer.gateway.browsers import Browsers
 from instainfer.gateway.direct import Protocol
@@ -43,7 +43,7 @@ from instainfer.gateway.health import Health
 from instainfer.gateway.live import Feed
 from instainfer.gateway.openwhisk import OpenWhisk
 from instainfer.gateway.problems import render
-from instainfer.listening import bind, most_connections, serving, sweep, url
+from instainfer.listening import bind, most_connections, reached, serving, sweep, url
 from instainfer.membership import Membership
 from instainfer.observe import Metrics
 from instainfer.policies import registry
@@ -282,6 +282,7 @@ async def _compose(
         started=clock.now(),
         shadows=beside,
         number=number,
+        url=reached(listening),
         asks=lambda: access.asked,
         restart=functools.partial(restart, listening.getsockname()[1]),
     )
@@ -333,6 +334,10 @@ async def _compose(
         await work.settle()
 
     stack.push_async_callback(drain)
+    about.tell(data, about.About(pid=os.getpid(), url=url(listening), version=__version__, number=number))
+    stack.callback((data / about.FILE).unlink, missing_ok=True)
+    if number:
+        await asyncio.to_thread(store.announce, reached(listening))
     _announce(settings, health, listening)
     gc.collect()
     gc.freeze()  # what lives for good need not be looked at by every collection: they were the p99

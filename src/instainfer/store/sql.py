@@ -23,6 +23,7 @@ from instainfer.store import tables
 from instainfer.store.base import Answered, LogLine
 
 URL_HINT = "write postgresql://USER:PASSWORD@HOST/DATABASE, or leave it empty for a file in the data directory"
+ADDRESS = "address"  # the key of a row of `meta`
 SCHEMA = 3  # 2: keys and quotas, 3: jobs and answers, in tables of their own
 
 
@@ -98,6 +99,16 @@ class SqlStore:
                 db.execute(sa.insert(tables.meta).values(key="schema", value=str(SCHEMA)))
             elif int(version) < SCHEMA:
                 db.execute(sa.update(tables.meta).where(tables.meta.c.key == "schema").values(value=str(SCHEMA)))
+
+    def announce(self, url: str) -> None:
+        """Where the server that has this database is: gateways may look for it here."""
+        with self._write() as db:
+            db.execute(self._replace(tables.meta, "key").values(key=ADDRESS, value=url))
+
+    def announced(self) -> str:
+        """By the one that had it last; "" where none has said it."""
+        with self._read() as db:
+            return db.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.key == ADDRESS)) or ""
 
     def next_epoch(self) -> int:
         where = tables.meta.c.key == "epoch"

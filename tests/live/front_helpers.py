@@ -1,0 +1,47 @@
+"""`instainfer gateway` for the tests of this folder."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+
+from instainfer.client import Client
+from tests.live.server_helpers import PATIENCE_S, environment
+
+
+class Gateway:
+    """On a port of the kernel's choice; `key` is the one that it is used with."""
+
+    def __init__(self, *flags: str, key: str | None = None) -> None:
+        command = [sys.executable, "-m", "instainfer.cli", "gateway", "--port", "0", *flags]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
+        )
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        assert said.startswith("instainfer gateway at http://"), said
+        self.url = said.split()[-1]
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+        self.client = Client(self.url, key)
+
+    def close(self) -> None:
+        self.http.close()
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            assert self.process.wait(30) == 0
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def gateway(*flags: str, key: str | None = None) -> Iterator[Gateway]:
+    made = Gateway(*flags, key=key)
+    try:
+        yield made
+    finally:
+        made.close()
