@@ -10,6 +10,7 @@ Unavailable when nobody answers.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import msgspec
 
 from instainfer import door
 from instainfer.config import is_loopback
-from instainfer.errors import InstaInferError, Unavailable, from_problem
+from instainfer.errors import BadInput, InstaInferError, Unavailable, from_problem
 
 DEFAULT_URL = "http://127.0.0.1:3233"
 #: Name of the local admin socket inside a server's data directory; its owner needs no key.
@@ -82,6 +83,7 @@ class Client:
                 timeout=httpx.Timeout(None, connect=connect_s),
                 # A proxy for the outside world must not see, nor break, what stays on this machine.
                 trust_env=not is_loopback(host),
+                verify=_authorities(base),
             )
         except (ValueError, httpx.InvalidURL) as error:
             raise Unavailable(f"{self.where!r} is no server's address: {error}", hint=ADDRESS_HINT) from None
@@ -370,6 +372,17 @@ def _answer(response: httpx.Response) -> Answer:
 
 def _quoted(part: str) -> str:
     return quote(part, safe="")
+
+
+def _authorities(base: str) -> ssl.SSLContext | bool:
+    """Whose certificates are believed: SSL_CERT_FILE's, where that is set, as other programs do."""
+    file = os.environ.get("SSL_CERT_FILE", "")
+    if not file or not base.startswith("https:"):
+        return True
+    try:
+        return ssl.create_default_context(cafile=file)
+    except (OSError, ssl.SSLError) as error:
+        raise BadInput(f"SSL_CERT_FILE {file} cannot be used: {error}", hint="a PEM file") from None
 
 
 def _problem(response: httpx.Response) -> InstaInferError:

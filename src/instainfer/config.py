@@ -46,6 +46,8 @@ class Server(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 3233  # 0: any free one
     data_dir: Path = Path()  # resolved by `load`; see `default_data_dir`
+    cert: str = ""  # PEM: callers are answered by TLS; "": in the clear
+    cert_key: str = ""  # to it, where that is not in the same file
     api_key: str = ""  # of the owner; "" and no namespace's key: none is asked for, allowed on loopback only
     hosts: Names = ()  # names that it is called by beside those of loopback, looked at while there is no key
     max_body: Size = 64 * MB
@@ -75,10 +77,20 @@ class Gateway(Section, frozen=True, kw_only=True):
     store: str = ""  # the servers' database: the one that has it says there where it is
     host: str = "127.0.0.1"
     port: Port = 3233  # 0: any free one
+    cert: str = ""  # PEM: callers are answered by TLS; "": in the clear
+    cert_key: str = ""  # to it, where that is not in the same file
     hold: Count = 1000  # requests that wait while no server serves
     hold_memory: Size = 256 * MB  # of bodies that wait, or may have to be sent again
     hold_s: Seconds = 60.0  # longest wait of each
     drain_s: Seconds = 10.0  # how long a stop waits for requests under way
+
+
+class Tls(Section, frozen=True, kw_only=True):
+    """Between server and agents, and from gateways to servers; PEM files."""
+
+    cert: str = ""  # what this process shows of itself
+    key: str = ""  # to it, where that is not in the same file
+    ca: str = ""  # whom it believes; an agent then asks for a certificate of theirs
 
 
 class Sandbox(Section, frozen=True, kw_only=True):
@@ -144,6 +156,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     node: Node = Node()
     cluster: Cluster = Cluster()
     gateway: Gateway = Gateway()
+    tls: Tls = Tls()
     sandbox: Sandbox = Sandbox()
     policy: Policy = Policy()
     environments: Environments = Environments()

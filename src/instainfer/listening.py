@@ -37,15 +37,18 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def url(bound: socket.socket) -> str:
+def url(bound: socket.socket, *, tls: bool = False) -> str:
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"https://{where}" if tls else f"http://{where}"
 
 
-def reached(bound: socket.socket) -> str:
+def reached(bound: socket.socket, *, tls: bool = False) -> str:
     """The same for other machines, where it listens on all addresses: by this one's name."""
     host, port = bound.getsockname()[:2]
-    return f"http://{socket.gethostname()}:{port}" if host in ("0.0.0.0", "::") else url(bound)
+    if host not in ("0.0.0.0", "::"):
+        return url(bound, tls=tls)
+    return f"{'https' if tls else 'http'}://{socket.gethostname()}:{port}"
 
 
 class Swept(HttpToolsProtocol):

@@ -121,7 +121,7 @@ class Server:
             )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        match = re.fullmatch(r"instainfer serves at (http://\S+:\d+)\n", line)
+        match = re.fullmatch(r"instainfer serves at (https?://\S+:\d+)\n", line)
         if match is None:
             self.kill()
             raise AssertionError(f"it said {line!r}, and on stderr: {self.errors()}")

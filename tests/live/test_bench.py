@@ -231,6 +231,8 @@ def test_overhead(tmp_path: Path, sandbox: str) -> None:
         ("warm_noop", 16, 1),
         ("warm_noop", 16, 16),
         ("watched_noop", 16, 16),
+        ("gateway_noop", 1, 1),
+        ("gateway_noop", 16, 16),
         ("preloaded_noop", 1, 0),
     }
     for (name, _, _), row in rows.items():

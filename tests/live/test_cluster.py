@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,9 @@ LOADED = time.time()
 class Agents:
     """Processes that outlive any server here, and a server in front of them."""
 
-    def __init__(self, directory: Path, *names: str) -> None:
+    def __init__(self, directory: Path, *names: str, variables: Mapping[str, str] | None = None) -> None:
         self.directory = directory
-        self.environ = environment({"INSTAINFER_CLUSTER__KEY": KEY})
+        self.environ = environment({"INSTAINFER_CLUSTER__KEY": KEY, **(variables or {})})
         self.about = {name: self.start(name) for name in names}
 
     def data(self, name: str) -> Path:

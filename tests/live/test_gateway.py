@@ -1,7 +1,11 @@
-"""Gateways in front of a server that is killed, restarted and replaced under load: what callers see of it."""
+"""Gateways in front of a server that is killed and restarted under load: what callers see of it.
+
+All of it is encrypted, with certificates of both sides between server and agents; test_cluster.py and
+test_lease.py have it in the clear."""
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +15,7 @@ import httpx
 import pytest
 
 from instainfer import rolling
+from tests.live.certificates import Certificates, made
 from tests.live.front_helpers import Gateway, gateway
 from tests.live.server_helpers import PATIENCE_S, Server, archive, eventually
 from tests.live.test_cluster import FUNCTION, KEY, Agents
@@ -21,8 +26,8 @@ pytestmark = pytest.mark.slow
 class Callers:
     """One for each name, at either gateway in turn when one cannot be reached."""
 
-    def __init__(self, urls: list[str], functions: list[str], *, keys: bool) -> None:
-        self._urls, self._keys = urls, keys
+    def __init__(self, urls: list[str], functions: list[str], ca: ssl.SSLContext, *, keys: bool) -> None:
+        self._urls, self._ca, self._keys = urls, ca, keys
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(len(functions))
         self.answered = 0
@@ -32,7 +37,7 @@ class Callers:
 
     def _call(self, name: str) -> None:
         n = at = 0
-        with httpx.Client(timeout=PATIENCE_S, trust_env=False) as http:
+        with httpx.Client(timeout=PATIENCE_S, trust_env=False, verify=self._ca) as http:
             while not self._stop.is_set():
                 n += 1
                 headers = {"authorization": f"Bearer {SECRET}"}
@@ -64,12 +69,25 @@ class Callers:
 
 
 @pytest.fixture
-def agents(tmp_path: Path) -> Iterator[Agents]:
-    made = Agents(tmp_path, "a", "b")
+def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Certificates:
+    """Whose authority the command line's client believes."""
+    found = made(tmp_path / "certificates")
+    monkeypatch.setenv("SSL_CERT_FILE", str(found.ca))
+    return found
+
+
+def shown(certificates: Certificates) -> dict[str, str]:
+    ca, cert, key = map(str, certificates)
+    return {"INSTAINFER_TLS__CA": ca, "INSTAINFER_TLS__CERT": cert, "INSTAINFER_TLS__KEY": key}
+
+
+@pytest.fixture
+def agents(tmp_path: Path, certificates: Certificates) -> Iterator[Agents]:
+    both = Agents(tmp_path, "a", "b", variables=shown(certificates))
     try:
-        yield made
+        yield both
     finally:
-        made.close()
+        both.close()
 
 
 class Fixed(Server):
@@ -88,8 +106,20 @@ SECRET = "k" * 40
 STREAM = "def handler(event):\n    for n in range(3):\n        yield {'n': n}\n"
 
 
-def test_a_server_that_is_killed_and_one_that_is_restarted_refuse_nobody(agents: Agents) -> None:
+def test_a_server_that_is_killed_and_one_that_is_restarted_refuse_nobody(
+    agents: Agents, certificates: Certificates
+) -> None:
+    cert, key = str(certificates.cert), str(certificates.key)
+    ca = ssl.create_default_context(cafile=certificates.ca)
+    fronts = {
+        "INSTAINFER_TLS__CA": str(certificates.ca),
+        "INSTAINFER_GATEWAY__CERT": cert,
+        "INSTAINFER_GATEWAY__CERT_KEY": key,
+    }
     variables = {
+        **shown(certificates),
+        "INSTAINFER_SERVER__CERT": cert,
+        "INSTAINFER_SERVER__CERT_KEY": key,
         "INSTAINFER_CLUSTER__KEY": KEY,
         "INSTAINFER_CLUSTER__LOST_S": "2",
         "INSTAINFER_LIMITS__ATTEMPTS": "20",
@@ -97,12 +127,15 @@ def test_a_server_that_is_killed_and_one_that_is_restarted_refuse_nobody(agents:
     }
     with (
         Fixed(agents.directory, "--cluster", agents.address(), variables=variables) as server,
-        gateway("--server", server.url, key=SECRET) as one,
-        gateway("--server", server.url, key=SECRET) as other,
+        gateway("--server", server.url, key=SECRET, variables=fronts, ca=ca) as one,
+        gateway("--server", server.url, key=SECRET, variables=fronts, ca=ca) as other,
     ):
+        assert all(url.startswith("https://") for url in (server.url, one.url, agents.about["a"].url))
+        with pytest.raises(httpx.TransportError):  # whoever shows no certificate is nobody to an agent
+            httpx.get(agents.about["a"].url, verify=ca, trust_env=False)
         _all_faces(one)
-        plain = Callers([one.url, other.url], ["f"] * 2, keys=False)
-        keyed = Callers([other.url, one.url], ["f"] * 2, keys=True)
+        plain = Callers([one.url, other.url], ["f"] * 2, ca, keys=False)
+        keyed = Callers([other.url, one.url], ["f"] * 2, ca, keys=True)
         both = (plain, keyed)
         for each in both:
             each.more()
@@ -116,10 +149,10 @@ def test_a_server_that_is_killed_and_one_that_is_restarted_refuse_nobody(agents:
         for each in both:
             each.more()
         assert plain.refused == refused  # by a rolling restart nothing fails
-        shown = {gate["url"]: gate for gate in server.client.status()["gateways"]}
-        assert set(shown) == {one.url, other.url}
-        assert sum(gate["sent_again"] for gate in shown.values()) > 0
-        assert not any(gate["refused"] for gate in shown.values())
+        gates = {gate["url"]: gate for gate in server.client.status()["gateways"]}
+        assert set(gates) == {one.url, other.url}
+        assert sum(gate["sent_again"] for gate in gates.values()) > 0
+        assert not any(gate["refused"] for gate in gates.values())
         one.process.kill()  # its callers go to the other one
         one.process.wait()
         for each in both:

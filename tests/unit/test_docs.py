@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ def row(text: str, name: str) -> list[str]:
     raise AssertionError(f"there is no row of {name}")
 
 
+@functools.cache
 def verbs() -> dict[str, Any]:
     group: Any = typer.main.get_command(app)
     found: dict[str, Any] = group.commands

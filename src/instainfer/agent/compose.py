@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from instainfer import tls
 from instainfer.agent.environments import Environments
 from instainfer.agent.local import LocalAgent
 from instainfer.agent.runners import SandboxRunner
@@ -26,7 +27,8 @@ async def compose(settings: Settings, node: str = "local", *, key: str = "") -> 
         networks=settings.sandbox.networks,
     )
     given = settings.artifacts
-    sources = [source(text, given.key) for text in given.sources]
+    secret = tls.calling(settings.tls)
+    sources = [source(text, given.key, secret) for text in given.sources]
     artifacts = Cache(data / ARTIFACTS, given.budget, sources)
     environments = Environments(
         settings.environments.root,
@@ -46,6 +48,6 @@ async def compose(settings: Settings, node: str = "local", *, key: str = "") -> 
         scratch=settings.sandbox.scratch,
         zygote_memory=settings.node.zygote_memory,
         artifacts=artifacts,
-        peer=functools.partial(source, key=key or given.key),
+        peer=functools.partial(source, key=key or given.key, tls=secret),
         packs=bool(key or sources),
     )

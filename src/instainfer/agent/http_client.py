@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import ssl
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -41,12 +42,20 @@ class HttpAgent:
     `epoch`: of our controller (http_server.py). `stays`: the node outlives us, `aclose` only lets go of it."""
 
     def __init__(
-        self, node: str, url: str, key: str, *, lost_s: float = 10.0, epoch: int = 0, stays: bool = False
+        self,
+        node: str,
+        url: str,
+        key: str,
+        *,
+        lost_s: float = 10.0,
+        epoch: int = 0,
+        stays: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Raises BadSettings for a URL that cannot be an agent's."""
         self.node = node
         self.shelf = url
-        self._address = Address(url, key)
+        self._address = Address(url, key, tls)
         self._lost_s = lost_s
         self._epoch = epoch
         self._stays = stays

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
@@ -21,14 +22,14 @@ log = logging.getLogger(__name__)
 class Address:
     """Where an agent is, taken apart once. Raises BadSettings."""
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadSettings(f"{url!r} is no address of an agent", hint="give http://HOST:PORT")
         self.url = url
         self.host = parts.hostname
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        self.tls = parts.scheme == "https"
+        self.tls = (tls or True) if parts.scheme == "https" else None
         self.path = parts.path.rstrip("/")
         self.common = f" HTTP/1.1\r\nhost: {parts.netloc}\r\nauthorization: Bearer {key}\r\ncontent-length: "
 
@@ -50,9 +51,7 @@ class Connection(asyncio.Protocol):
     async def open(cls, address: Address) -> Connection:
         """Raises OSError."""
         loop = asyncio.get_running_loop()
-        _, made = await loop.create_connection(
-            lambda: cls(address), address.host, address.port, ssl=True if address.tls else None
-        )
+        _, made = await loop.create_connection(lambda: cls(address), address.host, address.port, ssl=address.tls)
         return made
 
     async def request(

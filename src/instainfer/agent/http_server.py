@@ -400,13 +400,14 @@ async def serving(
     remember: Callable[[int], None] = lambda epoch: None,
     shelf: Shelf | None = None,
     restart: Callable[[], None] | None = None,
+    tls: dict[str, Any] | None = None,
 ) -> AsyncIterator[str]:
     """Serve within the context; gives the URL (`port` 0: any free one). Its end ends everything on the node.
-    Raises BadSettings without a key, Unavailable where it cannot listen."""
+    `tls`: options of uvicorn's. Raises BadSettings without a key, Unavailable where it cannot listen."""
     app = AgentServer(agent, key, kept=kept, epoch=epoch, remember=remember, shelf=shelf, restart=restart)
     with listening.bind(host, port) as bound:
-        async with listening.serving(app, bound, access_log=False):
+        async with listening.serving(app, bound, access_log=False, **(tls or {})):
             try:
-                yield listening.url(bound)
+                yield listening.url(bound, tls=bool(tls))
             finally:
                 await app.aclose()

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from instainfer import __version__, anew, lock, outliving
+from instainfer import __version__, anew, lock, outliving, tls
 from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.agent.http_server import serving
 from instainfer.artifacts.shelf import Shelf, in_folders
@@ -74,17 +74,26 @@ async def _run(
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock.alone(data):
         agent = await compose(settings, node, key=key)
+        encrypted = tls.answering(settings.tls)
         epoch = data / "epoch"
         known = int(epoch.read_text()) if epoch.exists() else 0
         remember = lambda number: outliving.write(epoch, str(number).encode())  # noqa: E731
         shelf = Shelf(in_folders(data / ARTIFACTS))
 
         def restart() -> None:
-            again.append(url.removeprefix("http://"))
+            again.append(url.partition("://")[2])
             stop.set()
 
         async with serving(
-            agent, host, port, key, epoch=known, remember=remember, shelf=shelf, restart=restart
+            agent,
+            host,
+            port,
+            key,
+            epoch=known,
+            remember=remember,
+            shelf=shelf,
+            restart=restart,
+            tls=encrypted,
         ) as url:
             about = About(pid=os.getpid(), node=node, url=url, version=__version__)
             outliving.write(data / ABOUT, msgspec.json.encode(about))

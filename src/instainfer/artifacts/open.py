@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 from instainfer.artifacts.directory import Directory
@@ -13,12 +14,13 @@ from instainfer.errors import BadSettings
 SCHEMES = ("s3://", "gs://", "az://")
 
 
-def source(text: str, key: str = "") -> Source:
-    """`/a/folder`, `http://HOST:PORT` (`key` goes with it), or `s3://BUCKET/PREFIX`. Raises BadSettings."""
+def source(text: str, key: str = "", tls: ssl.SSLContext | None = None) -> Source:
+    """`/a/folder`, `http://HOST:PORT` (`key` goes with it, and `tls` is for https), or `s3://BUCKET/PREFIX`.
+    Raises BadSettings."""
     if text.startswith("/"):
         return Directory(Path(text))
     if text.startswith(("http://", "https://")):
-        return Peer(text, key)
+        return Peer(text, key, tls)
     if text.startswith(SCHEMES):
         return Objects(text)
     raise BadSettings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ SILENT_S = 60.0  # whoever pulls gives a slow source up before that
 
 
 class Peer:
-    def __init__(self, url: str, key: str = "") -> None:
+    def __init__(self, url: str, key: str = "", tls: ssl.SSLContext | None = None) -> None:
         """Raises BadSettings for what is no server's URL. `key`: sent to this URL only, never after a redirect."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
@@ -26,13 +27,16 @@ class Peer:
         self.name = url
         self._base = url.rstrip("/") + PREFIX
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._tls = tls
         self._client: httpx.AsyncClient | None = None
 
     async def read(self, digest: str, start: int = 0) -> AsyncIterator[bytes]:
         if self._client is None:
             timeout = httpx.Timeout(SILENT_S, connect=CONNECT_S)
             # trust_env: a proxy for the outside is none for the nodes of a cluster, and would see the key
-            self._client = httpx.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False)
+            self._client = httpx.AsyncClient(
+                timeout=timeout, follow_redirects=False, trust_env=False, verify=self._tls or True
+            )
         headers = {**self._headers, "accept-encoding": "identity"}
         if start:
             headers["range"] = f"bytes={start}-"

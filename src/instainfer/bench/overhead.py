@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from instainfer.bench import echo, loadgen, watched
+from instainfer.bench import echo, front, loadgen, watched
 from instainfer.bench.http import Caller
 from instainfer.bench.loadgen import quantile
 from instainfer.bench.plan import Plan
@@ -35,13 +35,13 @@ Sample = dict[str, Any]
 
 
 def measure(plan: Plan, report: Report) -> None:
-    """Adds the rows `client_ceiling` and `warm_noop` (per number of clients), `in_process`, `watched_noop` and
-    `preloaded_noop`. Figures are medians over the rounds."""
-    report.steps(plan.rounds * (2 * len(CLIENTS) + 5))
+    """Adds the rows `client_ceiling`, `warm_noop` and `gateway_noop` (the same through a gateway; per number of
+    clients), `in_process`, `watched_noop` and `preloaded_noop`. Figures are medians over the rounds."""
+    report.steps(plan.rounds * (3 * len(CLIENTS) + 5))
     found: dict[tuple[str, int, int], list[Sample]] = {}  # by name, clients, concurrency of the function
     preloads, looks = Preloads(), watched.Watched()
     share = -(-plan.preloads // plan.rounds)
-    with serving("--memory", "1GB") as server, echo.running() as bare:
+    with serving("--memory", "1GB") as server, echo.running() as bare, front.running(server.url) as gateway:
         report.machine["sandbox"] = server.sandbox
         for name, settings in FUNCTIONS.items():
             report.say(f"deploying {name}")
@@ -56,14 +56,16 @@ def measure(plan: Plan, report: Report) -> None:
                 sample = loadgen.spawn(
                     url, clients=clients, requests=plan.requests, discard=plan.requests // 10, body=BODY
                 )
-                if name == "warm_noop":
+                if name in ("warm_noop", "gateway_noop"):
                     sample["errors"] += sample["n"] - sample["starts"].get("warm", 0)
                 found.setdefault((name, clients, concurrency), []).append(sample)
 
             for clients in CLIENTS:
                 load("client_ceiling", bare, clients, 0)
                 load("warm_noop", server.address("noop"), clients, 1)
+            load("gateway_noop", server.address("noop", gateway), 1, 1)
             load("warm_noop", server.address("noop16"), max(CLIENTS), max(CLIENTS))
+            load("gateway_noop", server.address("noop16", gateway), max(CLIENTS), max(CLIENTS))
             report.step(f"{what}: in_process")
             found.setdefault(("in_process", 1, 0), []).append(in_process(plan.requests))
             report.step(f"{what}: preloaded_noop, {share} starts")
@@ -160,7 +162,11 @@ def _preload(server: Bench) -> bool:
 
 
 def _row(name: str, sandbox: str, clients: int, concurrency: int, samples: list[Sample]) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "sandbox": sandbox if name == "warm_noop" else "", "clients": clients}
+    row: dict[str, Any] = {
+        "name": name,
+        "sandbox": sandbox if name in ("warm_noop", "gateway_noop") else "",
+        "clients": clients,
+    }
     if concurrency:
         row["concurrency"] = concurrency
     for key in ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "requests_per_s"):

@@ -33,8 +33,9 @@ class Bench:
         self.client = client
         self.sandbox = str(client.status()["sandbox"])
 
-    def address(self, name: str) -> str:
-        return f"{self.url}/f/{NAMESPACE}/{name}"
+    def address(self, name: str, front: str = "") -> str:
+        """`front`: by way of this URL."""
+        return f"{front or self.url}/f/{NAMESPACE}/{name}"
 
     def deploy(self, name: str, package: bytes, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Deploy, wait, return its profile."""

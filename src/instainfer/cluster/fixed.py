@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 
 from instainfer.agent.base import Agent
@@ -14,7 +15,9 @@ from instainfer.errors import BadSettings, Unavailable
 class Fixed:
     """Their loss is their link's business: the list does not change."""
 
-    def __init__(self, address: str, key: str, *, epoch: int, lost_s: float) -> None:
+    def __init__(
+        self, address: str, key: str, *, epoch: int, lost_s: float, tls: ssl.SSLContext | None = None
+    ) -> None:
         """Raises BadSettings."""
         self._urls: dict[str, str] = {}
         for part in filter(None, (part.strip() for part in address.split(","))):
@@ -25,7 +28,7 @@ class Fixed:
                 )
             HttpAgent(node, url, key)
             self._urls[node] = url
-        self._key, self._epoch, self._lost_s = key, epoch, lost_s
+        self._key, self._epoch, self._lost_s, self._tls = key, epoch, lost_s, tls
 
     async def start(self) -> None:
         pass
@@ -36,7 +39,15 @@ class Fixed:
     async def ensure_agent(self, node: str) -> Agent:
         if node not in self._urls:
             raise Unavailable(f"there is no member {node}", hint="cluster.address names them")
-        return HttpAgent(node, self._urls[node], self._key, lost_s=self._lost_s, epoch=self._epoch, stays=True)
+        return HttpAgent(
+            node,
+            self._urls[node],
+            self._key,
+            lost_s=self._lost_s,
+            epoch=self._epoch,
+            stays=True,
+            tls=self._tls,
+        )
 
     async def watch(self) -> AsyncIterator[Change]:
         for member in self.members().values():

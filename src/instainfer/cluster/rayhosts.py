@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ class RayHosts:
         lost_s: float,
         environ: Mapping[str, str] | None = None,
         gone_s: float = GONE_S,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._address = address
         self._key = key
@@ -53,6 +55,7 @@ class RayHosts:
         self._lost_s = lost_s
         self._environ = dict(environ or {})
         self._gone_s = gone_s
+        self._tls = tls
         self._members: dict[str, Member] = {}
         self._missed: dict[str, asyncio.TimerHandle] = {}
         self._changes: asyncio.Queue[Change] = asyncio.Queue()
@@ -102,7 +105,7 @@ class RayHosts:
             raise Unavailable(f"no agent came up on {node} in {ANSWER_S:g} s", hint="see its agent.log") from None
         finally:
             self._asked.pop(number, None)
-        return HttpAgent(node, url, self._key, lost_s=self._lost_s, epoch=self._epoch, stays=True)
+        return HttpAgent(node, url, self._key, lost_s=self._lost_s, epoch=self._epoch, stays=True, tls=self._tls)
 
     async def watch(self) -> AsyncIterator[Change]:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 
 from instainfer.errors import InstaInferError
 from instainfer.front.servers import Server, Servers
@@ -14,7 +15,7 @@ LOOK_S = 2.0  # between two looks while a server serves
 SEEK_S = 0.3  # … while none does
 
 
-async def follow(url: str, servers: Servers) -> None:
+async def follow(url: str, servers: Servers, tls: ssl.SSLContext | None = None) -> None:
     """Let it be the one of `servers` that may serve beside those that were named. While the database is away, the
     last one that it said stays."""
     from instainfer.store.sql import SqlStore  # which takes long, and not every gateway needs it
@@ -34,7 +35,7 @@ async def follow(url: str, servers: Servers) -> None:
         else:
             problem = ""
             if address and address not in (one.url for one in servers.all):
-                new = Server(address)
+                new = Server(address, tls)
                 servers.add(new)
                 if said is not None:
                     servers.drop(said)

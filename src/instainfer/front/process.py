@@ -15,7 +15,8 @@ from typing import Any
 
 import uvloop
 
-from instainfer.config import Settings, is_loopback
+from instainfer import tls
+from instainfer.config import Settings, Tls, is_loopback
 from instainfer.errors import BadSettings
 from instainfer.front import announced
 from instainfer.front.forward import Forward, Protocol
@@ -38,7 +39,9 @@ async def _run(settings: Settings, ready: Callable[[str], None]) -> None:
         raise BadSettings(
             "a gateway needs a server", hint="--server http://HOST:PORT of each that may serve, or gateway.store"
         )
-    there = [Server(one) for one in wanted.servers]
+    secret = tls.calling(settings.tls)
+    encrypted = tls.answering(Tls(cert=wanted.cert, key=wanted.cert_key))
+    there = [Server(one, secret) for one in wanted.servers]
     stop = asyncio.Event()
 
     def signalled() -> None:
@@ -51,7 +54,7 @@ async def _run(settings: Settings, ready: Callable[[str], None]) -> None:
     async with AsyncExitStack() as stack:
         listening = bind(wanted.host, wanted.port)
         stack.callback(listening.close)
-        where = url(listening)
+        where = url(listening, tls=bool(encrypted))
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
 
         def hello() -> dict[str, Any]:
@@ -70,7 +73,7 @@ async def _run(settings: Settings, ready: Callable[[str], None]) -> None:
         stack.push_async_callback(servers.aclose)
         servers.start()
         if wanted.store:
-            stack.callback(asyncio.create_task(announced.follow(wanted.store, servers)).cancel)
+            stack.callback(asyncio.create_task(announced.follow(wanted.store, servers, secret)).cancel)
         connections = await stack.enter_async_context(
             serving(
                 forward,
@@ -79,6 +82,7 @@ async def _run(settings: Settings, ready: Callable[[str], None]) -> None:
                 end_s=wanted.drain_s,
                 access_log=False,
                 date_header=False,
+                **encrypted,
             )
         )
         stack.callback(asyncio.create_task(sweep(connections, settings.limits.read_s)).cancel)

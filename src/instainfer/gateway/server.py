@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import uvloop
 
-from instainfer import __version__, anew, door, lock, telemetry
+from instainfer import __version__, anew, door, lock, telemetry, tls
 from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.artifacts.peer import PREFIX
 from instainfer.artifacts.shelf import Shelf, in_folders
@@ -27,7 +28,7 @@ from instainfer.cluster.base import ClusterBackend
 from instainfer.cluster.embedded import Embedded
 from instainfer.cluster.fixed import Fixed
 from instainfer.cluster.rayhosts import RayHosts
-from instainfer.config import Settings, is_loopback
+from instainfer.config import Settings, Tls, is_loopback
 from instainfer.controller import Controller
 from instainfer.core import events as ev
 from instainfer.core.platform import Platform
@@ -103,8 +104,9 @@ def members(settings: Settings, epoch: int) -> ClusterBackend:
     """The cluster that `cluster.address` names. Raises BadSettings."""
     cluster, data = settings.cluster, settings.server.data_dir
     address, key = cluster.address, cluster.key or _kept_key(data / "cluster.key")
+    secret = tls.calling(settings.tls)
     if "=" in address:
-        return Fixed(address, key, epoch=epoch, lost_s=cluster.lost_s)
+        return Fixed(address, key, epoch=epoch, lost_s=cluster.lost_s, tls=secret)
     kind, _, place = address.partition("://")
     if kind != "ray" or (place and not place.rpartition(":")[2].isdecimal()):
         raise BadSettings(
@@ -117,8 +119,12 @@ def members(settings: Settings, epoch: int) -> ClusterBackend:
         "INSTAINFER_NODE__UID_BASE": str(settings.node.uid_base),
         # each agent's data directory has its node's name, and an environment is good for one path only
         "INSTAINFER_ENVIRONMENTS__ROOT": str(settings.environments.root),
+        **{
+            f"INSTAINFER_TLS__{name.upper()}": value
+            for name, value in msgspec.structs.asdict(settings.tls).items()
+        },
     }
-    return RayHosts(place, key, data, epoch=epoch, lost_s=cluster.lost_s, environ=told)
+    return RayHosts(place, key, data, epoch=epoch, lost_s=cluster.lost_s, environ=told, tls=secret)
 
 
 def _kept_key(file: Path) -> str:
@@ -186,6 +192,7 @@ async def _compose(
             f"bytes, a socket's path at most {LONGEST_SOCKET}",
             hint="give a --data-dir with a shorter path",
         )
+    encrypted = tls.answering(Tls(cert=settings.server.cert, key=settings.server.cert_key))
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     stack.enter_context(lock.alone(data))
     listening = bind(settings.server.host, settings.server.port)
@@ -282,7 +289,7 @@ async def _compose(
         started=clock.now(),
         shadows=beside,
         number=number,
-        url=reached(listening),
+        url=reached(listening, tls=bool(encrypted)),
         asks=lambda: access.asked,
         restart=functools.partial(restart, listening.getsockname()[1]),
     )
@@ -295,10 +302,11 @@ async def _compose(
         stack.callback(asyncio.create_task(_kept(lease, work, ends)).cancel)
     await work.start()
     feed = Feed(health)
+    where = url(listening, tls=bool(encrypted))
     traced = bool(settings.telemetry.otlp)
     browsers = Browsers((settings.server.host, *settings.server.hosts))
     hot = invoke.Invoke(controller, access, work, browsers, max_body=settings.server.max_body, traced=traced)
-    whisk = OpenWhisk(hot, deployer, store, writer, api_host=url(listening))
+    whisk = OpenWhisk(hot, deployer, store, writer, api_host=where)
     v2 = inference.Inference(hot, health)
     management = manage.application(health, deployer, access, work, feed, locked, max_package=256_000_000)
     faces = (
@@ -317,10 +325,10 @@ async def _compose(
     finally:
         os.umask(old)
     stack.callback(admin.unlink, missing_ok=True)
-    for bound, asks in ((listening, True), (local, False)):
+    for bound, asks, kind in ((listening, True, encrypted), (local, False, dict[str, Any]())):
         direct = functools.partial(Protocol, hot=hot, asks=asks, most=most_connections() if asks else 1 << 30)
         app = _router(faces, access if asks else None, browsers)
-        connections = await stack.enter_async_context(serving(app, bound, http=direct, access_log=False))
+        connections = await stack.enter_async_context(serving(app, bound, http=direct, access_log=False, **kind))
         sweeping = asyncio.create_task(sweep(connections, settings.limits.read_s))
         stack.callback(sweeping.cancel)
     pruning = asyncio.create_task(_prune(store, settings, clock))
@@ -334,11 +342,11 @@ async def _compose(
         await work.settle()
 
     stack.push_async_callback(drain)
-    about.tell(data, about.About(pid=os.getpid(), url=url(listening), version=__version__, number=number))
+    about.tell(data, about.About(pid=os.getpid(), url=where, version=__version__, number=number))
     stack.callback((data / about.FILE).unlink, missing_ok=True)
     if number:
-        await asyncio.to_thread(store.announce, reached(listening))
-    _announce(settings, health, listening)
+        await asyncio.to_thread(store.announce, health.url)
+    _announce(settings, health, where)
     gc.collect()
     gc.freeze()  # what lives for good need not be looked at by every collection: they were the p99
 
@@ -361,7 +369,7 @@ def _told(settings: Settings, stack: contextlib.AsyncExitStack) -> telemetry.Tol
     return telemetry.both(told)
 
 
-def _announce(settings: Settings, health: Health, listening: socket.socket) -> None:
+def _announce(settings: Settings, health: Health, where: str) -> None:
     policy = health.status()["policy"]
     log.info(
         "sandbox %s, memory %.0f MB, mode %s, predictor %s, keep-alive %s, %d functions",
@@ -374,7 +382,7 @@ def _announce(settings: Settings, health: Health, listening: socket.socket) -> N
     )
     for missing in health.isolation()["missing"]:
         log.warning("the %s sandbox does not isolate everything: %s", health.isolation()["sandbox"], missing)
-    print(f"instainfer serves at {url(listening)}", flush=True)
+    print(f"instainfer serves at {where}", flush=True)
 
 
 async def _republish(store: SqlStore, deployer: Deployer, controller: Controller) -> None:
