@@ -310,8 +310,9 @@ def test_a_link_that_is_cut_and_heals(agents: Agents) -> None:
         loop.close()
 
 
+@pytest.mark.timeout(240)
 def test_a_cluster_of_ray_under_load_loses_a_raylet_and_leaves_nothing(tmp_path: Path) -> None:
-    """`cluster up`, work, a raylet killed, an agent killed, the server killed, `cluster down`."""
+    """`cluster up`, work; a raylet, an agent, the actor that keeps the server, and the server killed; `down`."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed")
     found = trial.up(tmp_path, nodes=2, memory="300MB", port=0, sandbox=SANDBOX)
@@ -337,6 +338,11 @@ def test_a_cluster_of_ray_under_load_loses_a_raylet_and_leaves_nothing(tmp_path:
         load.more()
         first = serving.find(tmp_path / "server")
         assert first is not None
+        keeper = _keeper(found["ray_dir"])
+        Process(keeper).kill()
+        eventually(lambda: _keeper(found["ray_dir"]) not in (0, keeper))
+        load.more()
+        assert serving.find(tmp_path / "server") == first  # which the next actor has found
         Process(first.pid).kill()
         load.more()  # by the next one, which Ray's actor has started: the gateway kept what came meanwhile
         second = serving.find(tmp_path / "server")
@@ -351,6 +357,17 @@ def test_a_cluster_of_ray_under_load_loses_a_raylet_and_leaves_nothing(tmp_path:
         node.data = tmp_path / "server" / "agents" / name
         gone(node)
     assert not _of(found["ray_dir"])
+
+
+def _keeper(directory: str) -> int:
+    """The process of the actor that keeps the server; 0: there is none now."""
+    for raylet in _of(directory, "raylet"):
+        with contextlib.suppress(Error):
+            for one in raylet.children(recursive=True):
+                with contextlib.suppress(Error):
+                    if one.cmdline()[:1] == ["ray::Keeper"]:
+                        return int(one.pid)
+    return 0
 
 
 def _of(directory: str, *words: str) -> list[Process]:
