@@ -480,6 +480,31 @@ def test_an_answer_that_breaks_off_is_not_taken_for_whole() -> None:
     run(work())
 
 
+def test_what_a_superseded_server_never_answers_goes_to_the_next_if_it_may_run_twice() -> None:
+    async def work() -> None:
+        heard: list[str] = []
+
+        async def never(scope: Any, receive: Any, send: Any) -> None:
+            heard.append(scope["path"])
+            await body_of(receive)
+            await receive()  # until the gateway goes away
+
+        async def says(scope: Any, receive: Any, send: Any) -> None:
+            await answer(send, 200, [], await body_of(receive))
+
+        port = free_port()
+        async with server(never, alive(1)) as first, gateway(first, f"http://127.0.0.1:{port}") as g:
+            keyed = asyncio.create_task(g.http.post("/f/a/b", content=b"x", headers={"idempotency-key": "k"}))
+            plain = asyncio.create_task(g.http.post("/f/a/c", content=b"y"))
+            await until(lambda: len(heard) == 2)
+            async with server(says, alive(2), port):
+                assert (await keyed).text == "x"
+                assert not plain.done() and (await g.http.post("/f/a/c", content=b"z")).text == "z"
+                plain.cancel()
+
+    run(work())
+
+
 @pytest.mark.slow
 def test_servers_that_are_killed_begin_nothing_twice_and_no_caller_is_refused(tmp_path: Path) -> None:
     """Kernel, uvicorn and process ends as they are: one server after the other on one port, killed under load."""

@@ -130,9 +130,14 @@ class Forward:
         whole = request.whole
         parts = request.parts if whole else map(request.framed, request.parts)
         head = line.ask(b"".join((request.head, *parts)), whole=whole, bodiless=request.method == "HEAD")
+        if request.repeatable:
+            server.pending.add(line)
         feeding = None if whole else self._loop.create_task(self._feed(request, line))
         try:
-            status, headers = await head
+            try:
+                status, headers = await head
+            finally:
+                server.pending.discard(line)
             if AGAIN in headers and request.kept:
                 line.abort()
                 return False

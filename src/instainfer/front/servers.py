@@ -32,6 +32,7 @@ class Server(Origin):
         self.problem = "it was not asked yet"
         self.look = asyncio.Event()  # now
         self.asked: Line | None = None
+        self.pending: set[Line] = set()  # with requests that a later server may have instead
 
 
 class Servers:
@@ -167,6 +168,10 @@ class Servers:
                 server.look.set()
             return
         log.info("server %s serves (number %d)", best.url, best.number)
+        for server in self.all:
+            if server.number < best.number:  # it may never answer: it has nothing to say any more
+                for line in tuple(server.pending):
+                    line.abort()
         for waiting in tuple(self._waiting):
             if not waiting.done():
                 waiting.set_result(best)
