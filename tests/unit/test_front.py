@@ -20,7 +20,7 @@ import pytest
 from instainfer.errors import BadSettings
 from instainfer.front.forward import Forward, Protocol
 from instainfer.front.hold import Hold
-from instainfer.front.line import Origin
+from instainfer.front.line import Line, Origin
 from instainfer.front.servers import Server, Servers
 from instainfer.listening import bind, serving, url
 
@@ -217,6 +217,36 @@ def test_a_caller_who_leaves_takes_his_request_with_him() -> None:
                 await came.wait()
                 calling.cancel()
                 await left.wait()
+
+    run(work())
+
+
+def test_an_answer_waits_with_its_sender_for_a_caller_who_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 30_000_000  # more than the kernel's buffers of all connections on the way take
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, 200, [(b"content-length", b"%d" % size)], *[bytes(100_000)] * (size // 100_000))
+
+    lines: list[Line] = []
+    made = Line.connection_made
+
+    def connection_made(self: Line, transport: Any) -> None:
+        lines.append(self)
+        made(self, transport)
+
+    monkeypatch.setattr(Line, "connection_made", connection_made)
+
+    async def work() -> None:
+        async with server(app) as there, gateway(there) as g:
+            reader, writer = await asyncio.open_connection(
+                g.http.base_url.host, g.http.base_url.port, limit=1 << 16
+            )
+            writer.write(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n")
+            await until(lambda: any(line._paused for line in lines))
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"200 OK" in head
+            assert len(await reader.readexactly(size)) == size
+            writer.close()
 
     run(work())
 
