@@ -174,6 +174,28 @@ def test_addresses_that_cannot_be(address: str) -> None:
 
 
 @pytest.mark.slow
+def test_which_of_rays_nodes_have_containers() -> None:
+    """Those that live, by their label or else their address; not those that say they have none."""
+    pytest.importorskip("ray")
+    from instainfer.cluster.ray import hosts
+
+    def entry(number: int, labels: dict[str, str] | None = None, *, alive: bool = True, **resources: float) -> Any:
+        ip = f"10.0.0.{number}"
+        return {"Alive": alive, "NodeManagerAddress": ip, "Labels": labels or {}, "Resources": resources}
+
+    table = [
+        entry(1, no_containers=1.0, CPU=2.0),
+        entry(2, {"instainfer/host": "b"}, warm_mb=300.0, CPU=4.0, memory=1e9),
+        entry(3, {"instainfer/host": "b"}, alive=False),
+        entry(4),
+    ]
+    assert hosts(table) == [
+        {"node": "10.0.0.4", "ip": "10.0.0.4", "cpus": 0.0, "memory": 0, "warm": 0},
+        {"node": "b", "ip": "10.0.0.2", "cpus": 4.0, "memory": 1_000_000_000, "warm": 300_000_000},
+    ]
+
+
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_said_to_be(hosts: tuple[str, list[Any], Any], tmp_path: Path) -> None:
     async def scenario() -> None:
         backend = RayHosts("127.0.0.21:1", KEY, tmp_path, epoch=1, lost_s=1.0)

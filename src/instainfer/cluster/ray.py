@@ -39,6 +39,10 @@ AGAIN_S = 1.0  # before a server that did not start is started again
 KEEPER = "controller"
 LABEL = "instainfer/host"  # of a Ray node: its name here, instead of its address
 WARM = "warm_mb"
+NONE = (
+    "no_containers"  # of a Ray node, such as the head's: there is no agent there. A resource, since KubeRay hands
+)
+#                         on resources, but labels only since 1.5, and its chart does not
 
 
 class Stub:
@@ -145,6 +149,25 @@ def _began(pid: int) -> float:
         return 0.0
 
 
+def hosts(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of Ray's node table on which containers may be."""
+    found = {}
+    for entry in table:
+        labels = entry.get("Labels", {})
+        resources, ip = entry["Resources"], entry["NodeManagerAddress"]
+        if not entry["Alive"] or resources.get(NONE):
+            continue
+        node = labels.get(LABEL) or ip
+        found[node] = {
+            "node": node,
+            "ip": ip,
+            "cpus": resources.get("CPU", 0.0),
+            "memory": int(resources.get("memory", 0)),
+            "warm": int(resources.get(WARM, 0) * 1e6),
+        }
+    return [found[node] for node in sorted(found)]
+
+
 class Driver:
     def __init__(self, line: socket.socket) -> None:
         self._file = line.makefile("rwb")
@@ -171,20 +194,9 @@ class Driver:
             self._file.flush()
 
     def _look(self) -> list[dict[str, Any]]:
-        found = {}
-        for entry in ray.nodes():
-            if not entry["Alive"]:
-                continue
-            resources, ip = entry["Resources"], entry["NodeManagerAddress"]
-            node = entry.get("Labels", {}).get(LABEL) or ip
-            self._ips[node] = ip
-            found[node] = {
-                "node": node,
-                "cpus": resources.get("CPU", 0.0),
-                "memory": int(resources.get("memory", 0)),
-                "warm": int(resources.get(WARM, 0) * 1e6),
-            }
-        return [found[node] for node in sorted(found)]
+        found = hosts(ray.nodes())
+        self._ips.update((entry["node"], entry.pop("ip")) for entry in found)
+        return found
 
     def _serve(self) -> None:
         for line in self._file:

@@ -266,7 +266,7 @@ async def _compose(
     stack.push_async_callback(controller.aclose)
     for namespace, quota in store.quotas().items():
         controller.feed(ev.NamespaceLimited(namespace=namespace, memory=quota.memory))
-    await _republish(store, deployer, controller)
+    await _republish(store, deployer, here=alone)
     if not alone:
         controller.draining |= set(await asyncio.to_thread(store.drained))
     membership = Membership(controller, backend)
@@ -385,10 +385,10 @@ def _announce(settings: Settings, health: Health, where: str) -> None:
     print(f"instainfer serves at {where}", flush=True)
 
 
-async def _republish(store: SqlStore, deployer: Deployer, controller: Controller) -> None:
-    """What was deployed before this start serves again."""
+async def _republish(store: SqlStore, deployer: Deployer, *, here: bool) -> None:
+    """What was deployed before this start serves again. `here`: it runs on this machine."""
     for spec, profile in await asyncio.to_thread(store.functions, None):
-        if not await asyncio.to_thread(Path(spec.interpreter).exists):
+        if here and not await asyncio.to_thread(Path(spec.interpreter).exists):
             then = "it is pulled or built when it is called" if spec.environment else "deploy it again"
             log.warning("%s: its interpreter %s is not here; %s", spec.key, spec.interpreter, then)
         await deployer.publish(spec, profile)
