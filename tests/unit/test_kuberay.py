@@ -1,14 +1,17 @@
-"""The manifests of deploy/kuberay: what Kubernetes and KubeRay would refuse, and what must not be forgotten."""
+"""The manifests and Helm values of deploy/kuberay: what Kubernetes and KubeRay would refuse, what must not be
+forgotten, and what has to be said alike in several places."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from instainfer.config import load
+from instainfer.cluster import rayhosts
+from instainfer.config import Settings, load
 from instainfer.units import parse_bytes
 
 yaml = pytest.importorskip("yaml")
@@ -71,31 +74,102 @@ RAY_CLUSTER: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def documents() -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((DEPLOY / "raycluster.yaml").read_text("utf-8")))
+Manifest = dict[str, Any]
+
+
+def documents(name: str) -> list[Manifest]:
+    return list(yaml.safe_load_all((DEPLOY / name).read_text("utf-8")))
 
 
 @pytest.fixture(scope="module")
-def cluster(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    return documents[0]
+def server() -> list[Manifest]:
+    return documents("server.yaml")
 
 
-def groups(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+def rendered(values: Manifest) -> Manifest:
+    """What KubeRay's chart `ray-cluster` makes of them, as its own tests (helm-chart/ray-cluster/tests) tell: the
+    keys that are used here, and no others."""
+    head, worker, common = (dict(values[part]) for part in ("head", "worker", "common"))
+    image = f"{values['image']['repository']}:{values['image']['tag']}"
+
+    def template(group: Manifest, name: str) -> Manifest:
+        container = {
+            "name": name,
+            "image": image,
+            "env": [*common["containerEnv"], *group.pop("containerEnv")],
+            **{key: group.pop(key) for key in ("ports", "resources", "volumeMounts") if key in group},
+        }
+        spec = {key: group.pop(key) for key in ("initContainers", "volumes") if key in group}
+        labels = {"app.kubernetes.io/name": "kuberay", **group.pop("labels")}
+        return {"metadata": {"labels": labels}, "spec": {**spec, "containers": [container]}}
+
+    made = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": {"name": values["fullnameOverride"]},
+        "spec": {
+            "rayVersion": head.pop("rayVersion"),
+            "enableInTreeAutoscaling": head.pop("enableInTreeAutoscaling"),
+            "headGroupSpec": {
+                "serviceType": values["service"]["type"],
+                "template": template(head, "ray-head"),
+                "rayStartParams": head.pop("rayStartParams"),
+            },
+            "workerGroupSpecs": [
+                {
+                    "template": template(worker, "ray-worker"),
+                    **{key: worker.pop(key) for key in ("groupName", "replicas", "minReplicas", "maxReplicas")},
+                    "rayStartParams": worker.pop("rayStartParams"),
+                }
+            ],
+        },
+    }
+    assert not head and not worker, "keys that nobody has looked at"
+    return made
+
+
+@pytest.fixture(scope="module", params=["raycluster.yaml", "values.yaml"])
+def cluster(request: pytest.FixtureRequest) -> Manifest:
+    (one,) = documents(request.param)
+    return rendered(one) if request.param == "values.yaml" else one
+
+
+def groups(cluster: Manifest) -> list[Manifest]:
     return [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
 
 
-def container(group: dict[str, Any]) -> dict[str, Any]:
-    (only,) = group["template"]["spec"]["containers"]
-    found: dict[str, Any] = only
-    return found
+def container(template: Manifest, name: str) -> Manifest:
+    spec = template["template"]["spec"]
+    (found,) = [one for one in (*spec.get("initContainers", []), *spec["containers"]) if one["name"] == name]
+    return dict(found)
 
 
-def variables(group: dict[str, Any]) -> dict[str, str]:
-    return {one["name"]: one.get("value", "") for one in container(group)["env"]}
+def variables(of: Manifest) -> dict[str, str]:
+    return {one["name"]: one.get("value", "") for one in of["env"]}
 
 
-def test_kuberay_takes_it(cluster: dict[str, Any]) -> None:
+def settings(of: Manifest) -> Settings:
+    """Those that it says. Raises BadSettings where there is no such setting."""
+    said = {key: value.replace("$(POD_IP)", "10.0.0.7") for key, value in variables(of).items()}
+    ours = {key: value or "k" for key, value in said.items() if key.startswith("INSTAINFER_") and "__" in key}
+    return load(None, ours)
+
+
+def mounted(of: Manifest, path: Path) -> str:
+    """The volume that a path in it is on."""
+    found = [one for one in of["volumeMounts"] if path.is_relative_to(one["mountPath"])]
+    return str(found[0]["name"]) if found else ""
+
+
+def secrets(of: Manifest) -> dict[str, tuple[str, str]]:
+    return {
+        one["name"]: (one["valueFrom"]["secretKeyRef"]["name"], one["valueFrom"]["secretKeyRef"]["key"])
+        for one in of["env"]
+        if "secretKeyRef" in one.get("valueFrom", {})
+    }
+
+
+def test_kuberay_takes_it(cluster: Manifest) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator(RAY_CLUSTER).validate(cluster)
     wrong = {**cluster, "spec": {**cluster["spec"], "workerGroupSpec": []}}
@@ -103,64 +177,167 @@ def test_kuberay_takes_it(cluster: dict[str, Any]) -> None:
         jsonschema.Draft202012Validator(RAY_CLUSTER).validate(wrong)
 
 
-def test_kubernetes_takes_the_rest(documents: list[dict[str, Any]]) -> None:
+def test_kubernetes_takes_its_pods(cluster: Manifest) -> None:
     kubernetes = pytest.importorskip("kubernetes_validate")
-    cluster, *others = documents
-    templates = [
-        {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
-        for group in groups(cluster)
-    ]
-    for one in (*others, *templates):
+    for group in groups(cluster):
+        one = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
+        kubernetes.validate(one, KUBERNETES, strict=True)
+
+
+def test_kubernetes_takes_the_rest(server: list[Manifest]) -> None:
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    for one in server:
         kubernetes.validate(one, KUBERNETES, strict=True)
     with pytest.raises(kubernetes.ValidationError):
-        kubernetes.validate({**others[0], "spec": {"accessMode": []}}, KUBERNETES, strict=True)
+        kubernetes.validate({**server[0], "spec": {"replica": 1}}, KUBERNETES, strict=True)
 
 
-def test_nobody_may_join_and_nothing_is_reported(cluster: dict[str, Any], documents: list[dict[str, Any]]) -> None:
-    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+def test_the_chart_makes_the_same_cluster() -> None:
+    """But for how the token is handed on, and labels of the chart's own."""
+    (direct,) = documents("raycluster.yaml")
+    (values,) = documents("values.yaml")
+    made = rendered(values)
+    for ours, theirs in zip(groups(direct), groups(made), strict=True):
+        assert ours["rayStartParams"] == theirs["rayStartParams"]
+        (a,), (b,) = (one["template"]["spec"]["containers"] for one in (ours, theirs))
+        handed_on = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ""}
+        assert {**variables(a), **handed_on} == variables(b)
+        assert {**a, "env": 0} == {**b, "env": 0}
+        for part in ("initContainers", "volumes"):
+            assert ours["template"]["spec"].get(part) == theirs["template"]["spec"].get(part)
+    for part in ("rayVersion", "enableInTreeAutoscaling"):
+        assert direct["spec"][part] == made["spec"][part]
+    assert direct["metadata"]["name"] == made["metadata"]["name"]
+
+
+def test_nobody_may_join_and_nothing_is_reported(cluster: Manifest, server: list[Manifest]) -> None:
+    (direct,) = documents("raycluster.yaml")
+    assert direct["spec"]["authOptions"] == {"mode": "token", "secretName": "instainfer"}
     assert tuple(map(int, cluster["spec"]["rayVersion"].split("."))) >= (2, 52)
     assert groups(cluster)[0]["rayStartParams"]["dashboard-host"] == "127.0.0.1"
-    for group in groups(cluster):
-        assert variables(group)["RAY_USAGE_STATS_ENABLED"] == "0"
-        assert group["template"]["spec"]["automountServiceAccountToken"] is False
-        (key,) = [one for one in container(group)["env"] if one["name"] == "INSTAINFER_SERVER__API_KEY"]
-        assert "value" not in key and key["valueFrom"]["secretKeyRef"]["name"] == "instainfer"
-    policy = next(one for one in documents if one["kind"] == "NetworkPolicy")
+    front = server[0]["spec"]
+    for group in (*groups(cluster), front):
+        spec = group["template"]["spec"]
+        assert all(variables(one)["RAY_USAGE_STATS_ENABLED"] == "0" for one in spec["containers"])
+        assert group["template"]["metadata"]["labels"]["instainfer/cluster"] == "instainfer"
+    with_token = [container(front, "server")]
+    if "authOptions" not in cluster["spec"]:
+        with_token += [one for group in groups(cluster) for one in group["template"]["spec"]["containers"]]
+    for one in with_token:
+        assert variables(one)["RAY_AUTH_MODE"] == "token"
+        assert secrets(one)["RAY_AUTH_TOKEN"] == ("instainfer", "auth_token")
+    assert secrets(container(front, "server"))["INSTAINFER_SERVER__API_KEY"] == ("instainfer", "api-key")
+    (policy,) = [one for one in server if one["kind"] == "NetworkPolicy"]
+    assert policy["spec"]["podSelector"]["matchLabels"] == {"instainfer/cluster": "instainfer"}
     open_to_all = [rule["ports"] for rule in policy["spec"]["ingress"] if "from" not in rule]
     assert [[port["port"] for port in ports] for ports in open_to_all] == [[3233]]
 
 
-def test_a_lost_node_is_noticed_soon_and_a_lost_head_waited_for(cluster: dict[str, Any]) -> None:
+def test_only_the_agent_has_privileges(cluster: Manifest, server: list[Manifest]) -> None:
+    privileged = [
+        one["name"]
+        for group in (*groups(cluster), server[0]["spec"])
+        for one in (*group["template"]["spec"].get("initContainers", []), *group["template"]["spec"]["containers"])
+        if one.get("securityContext")
+    ]
+    assert privileged == ["agent"]
+
+
+def test_a_lost_node_is_noticed_soon_and_a_lost_head_waited_for(cluster: Manifest, server: list[Manifest]) -> None:
     for group in groups(cluster):
-        given = variables(group)
+        given = variables(group["template"]["spec"]["containers"][0])
         period, timeout = (float(given[f"RAY_health_check_{name}_ms"]) for name in ("period", "timeout"))
         assert (period + timeout) * int(given["RAY_health_check_failure_threshold"]) <= 5000
+    for group in (*groups(cluster), server[0]["spec"]):
+        given = variables(group["template"]["spec"]["containers"][0])
         assert float(given["RAY_gcs_rpc_server_reconnect_timeout_s"]) >= 600
         assert given["RAY_memory_monitor_refresh_ms"] == "0"
 
 
-def test_memory_is_said_three_times_alike(cluster: dict[str, Any]) -> None:
+def test_a_head_that_comes_back_knows_its_nodes(cluster: Manifest, server: list[Manifest]) -> None:
+    head = container(groups(cluster)[0], "ray-head")
+    assert variables(head)["RAY_gcs_storage"] == "rocksdb"
+    (volume,) = groups(cluster)[0]["template"]["spec"]["volumes"]
+    assert volume["name"] == mounted(head, Path(variables(head)["RAY_gcs_storage_path"]))
+    claims = {one["metadata"]["name"] for one in server if one["kind"] == "PersistentVolumeClaim"}
+    assert volume["persistentVolumeClaim"]["claimName"] in claims
+
+
+def test_memory_is_said_three_times_alike(cluster: Manifest) -> None:
     for group in cluster["spec"]["workerGroupSpecs"]:
         (warm,) = re.findall(r'\\"warm_mb\\": (\d+)', group["rayStartParams"]["resources"])
-        memory = load(None, {"INSTAINFER_NODE__MEMORY": variables(group)["INSTAINFER_NODE__MEMORY"]}).node.memory
+        agent = container(group, "agent")
+        memory = settings(agent).node.memory
         assert memory == int(warm) * 1_000_000
-        limit = container(group)["resources"]["limits"]["memory"]
-        assert memory < 0.8 * parse_bytes(limit.replace("Gi", "GiB"))  # the agent, Ray and page tables need some
+        limit = agent["resources"]["limits"]["memory"]
+        assert memory < 0.8 * parse_bytes(limit.replace("Gi", "GiB"))  # the agent and page tables need some
 
 
-def test_every_node_has_the_same_paths_and_settings_that_exist(cluster: dict[str, Any]) -> None:
-    seen = set()
-    for group in groups(cluster):
-        ours = {name: value for name, value in variables(group).items() if name.startswith("INSTAINFER_")}
-        settings = load(None, {**ours, "INSTAINFER_SERVER__API_KEY": "k"})
-        mounted = {one["mountPath"] for one in container(group)["volumeMounts"]}
-        assert str(settings.server.data_dir) in mounted and set(settings.artifacts.sources) < mounted
-        named = {volume["name"] for volume in group["template"]["spec"]["volumes"]}
-        assert {one["name"] for one in container(group)["volumeMounts"]} == named
-        seen.add((settings.server.data_dir, settings.artifacts.sources, container(group)["image"]))
-    assert len(seen) == 1
+def test_containers_are_on_workers_alone(cluster: Manifest, server: list[Manifest]) -> None:
+    head, *workers = (group["rayStartParams"] for group in groups(cluster))
+    assert "no_containers" in head["resources"]
+    assert not [worker for worker in workers if "no_containers" in worker["resources"]]
+    (script,) = container(server[0]["spec"], "server")["args"]
+    assert "no_containers" in script
 
 
-def test_the_image_has_the_version_that_the_cluster_names(cluster: dict[str, Any]) -> None:
+def test_the_server_finds_the_agent_where_it_looks_for_it(cluster: Manifest, server: list[Manifest]) -> None:
+    """Through what the stub in `ray-worker` reads: the data directory that the server would have given it."""
+    front = container(server[0]["spec"], "server")
+    ours = settings(front)
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        agent, worker = container(group, "agent"), container(group, "ray-worker")
+        theirs = settings(agent)
+        assert theirs.server.data_dir == rayhosts.agent_data(ours.server.data_dir, "10.0.0.7")
+        assert mounted(agent, theirs.server.data_dir) == mounted(worker, theirs.server.data_dir) == "data"
+        assert agent["command"][:4] == ["instainfer", "agent", "--node", "$(POD_IP)"]
+        assert agent["restartPolicy"] == "Always" and agent["startupProbe"]
+        assert variables(worker)["INSTAINFER_AGENT_APART"]
+        assert secrets(agent)["INSTAINFER_CLUSTER__KEY"] == secrets(front)["INSTAINFER_CLUSTER__KEY"]
+        assert theirs.environments.root == ours.environments.root
+        assert mounted(agent, theirs.environments.root) == "data"
+        assert theirs.artifacts.sources == ours.artifacts.sources
+        assert theirs.sandbox.kind == "linux"
+
+
+def test_every_volume_is_there_and_used(cluster: Manifest, server: list[Manifest]) -> None:
+    claims = {one["metadata"]["name"] for one in server if one["kind"] == "PersistentVolumeClaim"}
+    for group in (*groups(cluster), server[0]["spec"]):
+        spec = group["template"]["spec"]
+        every = [*spec.get("initContainers", []), *spec["containers"]]
+        assert {one["name"] for each in every for one in each["volumeMounts"]} == {
+            one["name"] for one in spec["volumes"]
+        }
+        named = [
+            one["persistentVolumeClaim"]["claimName"] for one in spec["volumes"] if "persistentVolumeClaim" in one
+        ]
+        assert set(named) <= claims
+
+
+def test_callers_reach_the_server_when_it_is_ready(server: list[Manifest]) -> None:
+    deployment, service = server[0], server[1]
+    front = container(deployment["spec"], "server")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert [one["containerPort"] for one in front["ports"]] == [
+        one["targetPort"] for one in service["spec"]["ports"]
+    ]
+    assert front["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "api"}
+    assert front["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "api"}
+    assert deployment["spec"]["replicas"] == 1 and deployment["spec"]["strategy"] == {"type": "Recreate"}
+    (data,) = [one for one in deployment["spec"]["template"]["spec"]["volumes"] if one["name"] == "data"]
+    assert mounted(front, settings(front).server.data_dir) == "data" and "persistentVolumeClaim" in data
+
+
+def test_the_server_speaks_to_the_head_of_this_cluster(cluster: Manifest, server: list[Manifest]) -> None:
+    (script,) = container(server[0]["spec"], "server")["args"]
+    assert script.count(f"{cluster['metadata']['name']}-head-svc:6379") == 2
+    subprocess.run(["/bin/bash", "-n"], input=script, text=True, check=True)
+
+
+def test_one_image_with_the_version_that_the_cluster_names(cluster: Manifest, server: list[Manifest]) -> None:
     (version,) = re.findall(r"^ARG RAY_VERSION=(\S+)$", (DEPLOY / "Dockerfile").read_text("utf-8"), re.MULTILINE)
     assert version == cluster["spec"]["rayVersion"]
+    templates = [group["template"]["spec"] for group in (*groups(cluster), server[0]["spec"])]
+    images = {one["image"] for spec in templates for one in (*spec.get("initContainers", []), *spec["containers"])}
+    assert len(images) == 1

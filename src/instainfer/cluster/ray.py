@@ -30,6 +30,7 @@ import psutil  # type: ignore[import-untyped] # it ships no types
 import ray
 
 from instainfer import lock, outliving
+from instainfer.agent import process
 
 LOOK_S = 0.5
 START_S = 90.0
@@ -38,19 +39,23 @@ SERVER_S, END_S = 120.0, 60.0
 AGAIN_S = 1.0  # before a server that did not start is started again
 KEEPER = "controller"
 LABEL = "instainfer/host"  # of a Ray node: its name here, instead of its address
+APART = "INSTAINFER_AGENT_APART"  # in the environment of a raylet: stubs start no agent there
 WARM = "warm_mb"
-NONE = (
-    "no_containers"  # of a Ray node, such as the head's: there is no agent there. A resource, since KubeRay hands
-)
-#                         on resources, but labels only since 1.5, and its chart does not
+#: Of a Ray node, such as the head's: there is no agent. A resource, since every way to start Ray hands those on.
+NONE = "no_containers"
 
 
 class Stub:
     """Of one host. It holds nothing: what it started belongs to nobody, and it finds it again."""
 
     def ensure(self, node: str, ip: str, data: str, key: str, environ: dict[str, str]) -> str:
-        """The URL of the agent there."""
+        """The URL of the agent there. Where somebody else starts it (`APART`), it is only looked for: in a pod it
+        has a container and privileges of its own, and ours would keep it from its data directory."""
         directory = Path(data)
+        if os.environ.get(APART):
+            if (found := process.find(directory)) is None:
+                raise RuntimeError(f"no agent has started in {directory} yet")
+            return found.url
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = directory / "key"
         with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -143,8 +148,8 @@ class Keeper:
 def _began(pid: int) -> float:
     """0: it has ended."""
     try:
-        process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+        server = psutil.Process(pid)
+        return 0.0 if server.status() == psutil.STATUS_ZOMBIE else float(server.create_time())
     except psutil.Error:
         return 0.0
 

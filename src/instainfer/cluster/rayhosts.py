@@ -31,6 +31,11 @@ GONE_S = 10.0  # a host that Ray has not had for so long is lost to us, too
 ANSWER_S = 120.0
 
 
+def agent_data(data: Path, node: str) -> Path:
+    """Where a node's agent keeps its own, on its host."""
+    return data / "agents" / node.replace("/", "_")
+
+
 class RayHosts:
     """`address`: HOST:PORT of the cluster's GCS (what `ray start --address` takes), or "": of the cluster that
     this host is in. Either way a raylet runs on this host. `data`: agents keep theirs below it, each on its own
@@ -95,7 +100,7 @@ class RayHosts:
         number = next(self._numbers)
         asked: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._asked[number] = asked
-        data = self._data / "agents" / node.replace("/", "_")
+        data = agent_data(self._data, node)
         request = {"id": number, "node": node, "data": str(data), "key": self._key, "environ": environ}
         try:
             self._writer.write(json.dumps(request).encode() + b"\n")
