@@ -175,13 +175,20 @@ def test_addresses_that_cannot_be(address: str) -> None:
 
 @pytest.mark.slow
 def test_which_of_rays_nodes_have_containers() -> None:
-    """Those that live, by their label or else their address; not those that say they have none."""
+    """Those that live, by their label or else their address; not those that say they have none. And a driver needs
+    a raylet that lives."""
     pytest.importorskip("ray")
-    from instainfer.cluster.ray import hosts
+    from instainfer.cluster.ray import hosts, lives
 
     def entry(number: int, labels: dict[str, str] | None = None, *, alive: bool = True, **resources: float) -> Any:
         ip = f"10.0.0.{number}"
-        return {"Alive": alive, "NodeManagerAddress": ip, "Labels": labels or {}, "Resources": resources}
+        return {
+            "NodeID": f"n{number}",
+            "Alive": alive,
+            "NodeManagerAddress": ip,
+            "Labels": labels or {},
+            "Resources": resources,
+        }
 
     table = [
         entry(1, no_containers=1.0, CPU=2.0),
@@ -193,6 +200,7 @@ def test_which_of_rays_nodes_have_containers() -> None:
         {"node": "10.0.0.4", "ip": "10.0.0.4", "cpus": 0.0, "memory": 0, "warm": 0},
         {"node": "b", "ip": "10.0.0.2", "cpus": 4.0, "memory": 1_000_000_000, "warm": 300_000_000},
     ]
+    assert [lives(node, table) for node in ("n1", "n3", "n9")] == [True, False, False]
 
 
 @pytest.mark.slow

@@ -89,11 +89,13 @@ def server() -> list[Manifest]:
 def rendered(values: Manifest) -> Manifest:
     """What KubeRay's chart `ray-cluster` makes of them, as its own tests (helm-chart/ray-cluster/tests) tell: the
     keys that are used here, and no others."""
-    head, worker, common = (dict(values[part]) for part in ("head", "worker", "common"))
+    head: Manifest = {**values["head"]}
+    worker: Manifest = {**values["worker"]}
+    common: Manifest = values["common"]
     image = f"{values['image']['repository']}:{values['image']['tag']}"
 
     def template(group: Manifest, name: str) -> Manifest:
-        container = {
+        container: Manifest = {
             "name": name,
             "image": image,
             "env": [*common["containerEnv"], *group.pop("containerEnv")],

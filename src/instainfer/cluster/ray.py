@@ -173,11 +173,17 @@ def hosts(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [found[node] for node in sorted(found)]
 
 
+def lives(node: str, table: list[dict[str, Any]]) -> bool:
+    """Does Ray's node table have it? A driver whose raylet has died still hears of others, but its job is over."""
+    return any(entry["NodeID"] == node and entry["Alive"] for entry in table)
+
+
 class Driver:
     def __init__(self, line: socket.socket) -> None:
         self._file = line.makefile("rwb")
         self._lock = threading.Lock()
         self._ips: dict[str, str] = {}
+        self._node = ""  # that of our raylet
 
     def run(self, address: str) -> None:
         """Until the other end is closed."""
@@ -188,6 +194,7 @@ class Driver:
         ray.init(
             address=address or "auto", namespace="instainfer", log_to_driver=False, logging_level="error", **beside
         )
+        self._node = ray.get_runtime_context().get_node_id()
         threading.Thread(target=self._serve, daemon=True).start()
         while True:
             self.say({"nodes": self._look()})
@@ -199,7 +206,10 @@ class Driver:
             self._file.flush()
 
     def _look(self) -> list[dict[str, Any]]:
-        found = hosts(ray.nodes())
+        table = ray.nodes()
+        if not lives(self._node, table):
+            raise RuntimeError("the raylet of this host has died")
+        found = hosts(table)
         self._ips.update((entry["node"], entry.pop("ip")) for entry in found)
         return found
 
