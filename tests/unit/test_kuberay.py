@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from instainfer.config import Settings, load
 from instainfer.units import parse_bytes
 
 yaml = pytest.importorskip("yaml")
-DEPLOY = Path(__file__).parents[2] / "deploy" / "kuberay"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy" / "kuberay"
 KUBERNETES = "1.37"
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -343,3 +345,13 @@ def test_one_image_with_the_version_that_the_cluster_names(cluster: Manifest, se
     templates = [group["template"]["spec"] for group in (*groups(cluster), server[0]["spec"])]
     images = {one["image"] for spec in templates for one in (*spec.get("initContainers", []), *spec["containers"])}
     assert len(images) == 1
+
+
+def test_the_image_is_given_what_the_package_is_made_of() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    wheel = about["tool"]["hatch"]["build"]["targets"]["wheel"]
+    project = about["project"]
+    needed = [*wheel["packages"], *wheel["force-include"], *project["license-files"], project["readme"]]
+    assert {Path(one).parts[0] for one in needed} | {"pyproject.toml"} == kept
+    assert {"ray", "objects"} <= set(project["optional-dependencies"])
