@@ -33,6 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.root]
 
 GCS, PORT = 6379, 3233
 LOST_S = 2.0
+#: As service managers and Kubernetes do. A raylet that Ray has given up ends when it hears of that.
+AGAIN = ("sh", "-c", 'while :; do "$@"; sleep 0.5; done', "again")
 KEYED, LATER, PINNED = ("f0", "f1"), "f2", "pinned"
 FUNCTION = f"""
 import os
@@ -170,7 +172,7 @@ class Work:
             lambda: all(self._count(name) >= before[name] + count for name in KEYED) or self.wrong,
             what=f"further answers: {dict(self.refused)}",
         )
-        assert not self.wrong
+        assert not self.wrong, "\n".join(self.wrong)
 
     def _count(self, name: str) -> int:
         return sum(key.startswith(f"{name}-") for key in list(self.answers))
@@ -183,7 +185,8 @@ class Work:
 
 
 class Cluster:
-    """Ray's head and the server on `a`, on which no containers are; raylets on `b` and `c`."""
+    """Ray's head and the server on `a`, on which no containers are; raylets on `b` and `c`. On `b` the agent is
+    started beside Ray, on `c` by it."""
 
     def __init__(self) -> None:
         self.lab = Lab("a", "b", "c")
@@ -200,6 +203,8 @@ class Cluster:
             "INSTAINFER_SERVER__API_KEY": "a key of the tests",
             "INSTAINFER_CLUSTER__LOST_S": str(LOST_S),
             "INSTAINFER_LIMITS__ATTEMPTS": "50",
+            "INSTAINFER_CLUSTER__KEY": secrets.token_urlsafe(36),
+            "INSTAINFER_ENVIRONMENTS__ROOT": str(self.here / "server" / "environments"),
         }
         self.url = f"http://{self.a.ip}:{PORT}"
         self.server = Server(self.lab.base)
@@ -211,6 +216,7 @@ class Cluster:
 
     def start(self) -> None:
         self.ray(self.a)
+        self.apart(self.b)
         self.ray(self.b, wait=False)
         self.ray(self.c)
         self.up(self.b)
@@ -234,11 +240,19 @@ class Cluster:
         ]
         log = self._log(host)
         log.write_text("")
-        # as a service manager or Kubernetes does: a raylet that Ray gave up ends when it hears of that
-        again = ["sh", "-c", 'while :; do "$@"; sleep 0.5; done', "again"]
-        self.rays[host.name] = host.run([*again, *command], self.environ, log)
+        apart = {"INSTAINFER_AGENT_APART": "1"} if host is self.b else {}
+        self.rays[host.name] = host.run([*AGAIN, *command], self.environ | apart, log)
         if wait:
             self.up(host)
+
+    def apart(self, host: Host) -> None:
+        """Its agent by itself, as in a pod (deploy/kuberay): Ray only has to find it."""
+        data = self.here / "server" / "agents" / host.name
+        command = [
+            *(sys.executable, "-m", "instainfer.cli", "agent", "--node", host.name, "--listen", f"{host.ip}:3234"),
+            *("--data-dir", str(data), "--memory", "300MB", "--sandbox", SANDBOX),
+        ]
+        host.run([*AGAIN, *command], self.environ, self.lab.base / f"agent-{host.name}.log")
 
     def up(self, host: Host) -> None:
         started, log = self.rays[host.name], self._log(host)
@@ -274,7 +288,12 @@ class Cluster:
         return found
 
     def agent(self, host: Host) -> Process:
-        return self.only(host, "instainfer.cli agent", str(self.here))
+        found = self.agents(host)
+        assert len(found) == 1, found
+        return found[0]
+
+    def agents(self, host: Host) -> list[Process]:
+        return [one for one in host.processes("instainfer.cli agent", str(self.here)) if one.name() != "sh"]
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         return {one["node"]: one for one in self.server.client.nodes()}
@@ -283,10 +302,13 @@ class Cluster:
         """Both have joined, and if that is asked, Ray hears of them."""
 
         def both() -> bool:
-            nodes = self.nodes().values()
-            return all(one["state"] == "joined" and (not ray or one["cluster"] == "alive") for one in nodes)
+            nodes = self.nodes()
+            alive = all(
+                one["state"] == "joined" and (not ray or one["cluster"] == "alive") for one in nodes.values()
+            )
+            return alive and len(nodes) == 2
 
-        eventually(lambda: len(self.nodes()) == 2 and both(), what=f"both nodes: {self.nodes()}")
+        eventually(both, what=f"both nodes: {self.nodes()}")
 
     # ---- its end
 
@@ -294,6 +316,8 @@ class Cluster:
         """End the server and the agents as one does. What is left of them and should not be."""
         self.only(self.a, "instainfer.cli serve").terminate()
         eventually(lambda: not self.a.processes("-m instainfer"), what="the server's end")
+        for again in self.b.processes("agent --node b", "again"):
+            again.kill()
         for host in (self.b, self.c):
             data = self.here / "server" / "agents" / host.name
             command = [sys.executable, "-m", "instainfer.cli", "agent", "--stop", "--data-dir", str(data)]
@@ -379,7 +403,7 @@ def test_an_agent_is_killed(cluster: Cluster, work: Work) -> None:
     agent = cluster.agent(cluster.c)
     agent.kill()
     work.more()
-    eventually(lambda: cluster.c.processes("instainfer.cli agent", str(cluster.here)) not in ([], [agent]))
+    eventually(lambda: cluster.agents(cluster.c) not in ([], [agent]))
     cluster.joined()
     work.more()
 
@@ -409,6 +433,8 @@ def test_a_host_is_gone_and_comes_back(cluster: Cluster, work: Work) -> None:
     after = pinned(cluster, work, "after")
     assert after["host"] != before["host"] and after["start"] in ("preloaded", "warm")
     host.boot()
+    if host is cluster.b:
+        cluster.apart(host)
     cluster.ray(host)
     cluster.joined()
     work.more()
@@ -425,10 +451,10 @@ def test_the_head_is_killed_and_comes_back(cluster: Cluster, work: Work) -> None
     assert [one["state"] for one in cluster.nodes().values()] == ["joined"] * 2
     cluster.ray(cluster.a)
     work.more()
-    agents[0].kill()
-    eventually(lambda: cluster.b.processes("instainfer.cli agent", str(cluster.here)))
+    agents[1].kill()
+    eventually(lambda: cluster.agents(cluster.c) not in ([], [agents[1]]))
     cluster.joined()
-    assert cluster.agent(cluster.c) == agents[1]
+    assert cluster.agent(cluster.b) == agents[0]
     work.more()
 
 
