@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
@@ -162,3 +163,43 @@ def test_a_deployment_of_the_controller_before_tells_the_next_one_nothing(play: 
         assert not [r for r in second.reports.seen if isinstance(r, Progress | Measured | TaskFailed)]
         assert len(managers()) == 1
         await second.agent.aclose()
+
+
+def test_what_is_provided_again_while_others_are_removed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is withdrawn when a controller takes the node, and removed by and by; it is provided again meanwhile."""
+    removing, on = threading.Event(), threading.Event()
+    removed: list[Path] = []
+
+    def remove(path: Path, **_: object) -> None:
+        removed.append(path)
+        removing.set()
+        assert on.wait(PATIENCE_S)
+
+    async def main() -> None:
+        sandbox = SANDBOXES["process"](tmp_path / "state")
+        environments = Environments(tmp_path / "envs", SandboxRunner(sandbox), sources=Sources(no_index=True))
+        agent = LocalAgent(sandbox, environments, tmp_path, node="n1", memory=2048 * MB, load_slots=2)
+        await agent.start(Reports())
+        try:
+            revisions = [revision("f", 1), revision("g", 2)]
+            for one in revisions:
+                (tmp_path / "packages" / "ns" / f"{one.name}-{one.digest[7:31]}").mkdir(parents=True)
+                agent.send(Provide(revision=one))
+            monkeypatch.setattr("instainfer.agent.local.shutil.rmtree", remove)
+            await agent.hand_over(Reports())
+            sweeping = asyncio.create_task(agent._sweep())
+            assert await asyncio.to_thread(removing.wait, PATIENCE_S)
+            (first,) = removed
+            (other,) = [one for one in revisions if f"-{one.name}-{one.digest[7:31]}" not in first.name]
+            agent.send(Provide(revision=other))
+            on.set()
+            await sweeping
+            assert (await agent.revision(other.id))[0] == other
+            assert removed == [first]
+        finally:
+            on.set()
+            await agent.aclose()
+
+    asyncio.run(main())

@@ -482,6 +482,8 @@ class LocalAgent:
         """Remove the packages of withdrawn revisions that nothing runs any more."""
         in_use = {name for host in self._containers.values() for name in host.revisions}
         for name in [name for name in self._withdrawn if name not in in_use]:
+            if name not in self._withdrawn:
+                continue  # it was provided again while another one was removed
             self._withdrawn.discard(name)
             self._arrivals.pop(name, None)
             self._unplaced.discard(name)
