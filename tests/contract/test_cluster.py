@@ -214,6 +214,35 @@ def test_a_cluster_that_is_not_there_is_said_to_be(hosts: tuple[str, list[Any], 
 
 
 @pytest.mark.slow
+def test_without_ray_the_hosts_that_it_had_last_are_asked(
+    hosts: tuple[str, list[Any], Any], tmp_path: Path
+) -> None:
+    """A server that is started while the head is away finds the agents where they were."""
+    address, _, _ = hosts
+
+    async def scenario() -> None:
+        async with started(RayHosts(address, KEY, tmp_path, epoch=1, lost_s=3.0, environ=SETTINGS)) as backend:
+            await until(backend.watch(), Joined, "127.0.0.21")
+            await backend.ensure_agent("127.0.0.21")
+        before = process.find(tmp_path / "agents" / "127.0.0.21")
+        async with started(RayHosts("127.0.0.21:1", KEY, tmp_path, epoch=2, lost_s=3.0)) as backend:
+            assert list(backend.members()) == ["127.0.0.21"]
+            await until(backend.watch(), Joined, "127.0.0.21")
+            agent = await backend.ensure_agent("127.0.0.21")
+            assert (await agent.start(Reports())).node == "127.0.0.21"
+            await agent.aclose()
+            with pytest.raises(Unavailable, match="no host"):
+                await backend.ensure_agent("127.0.0.22")
+        assert process.find(tmp_path / "agents" / "127.0.0.21") == before
+
+    try:
+        run(scenario)
+    finally:
+        for directory in (tmp_path / "agents").glob("*"):
+            process.stop(directory)
+
+
+@pytest.mark.slow
 def test_a_raylet_that_dies_takes_no_agent_with_it(hosts: tuple[str, list[Any], Any], tmp_path: Path) -> None:
     """The host is suspect, then lost, then back with a new raylet; its agent never notices."""
     address, (_, other), cluster = hosts

@@ -1,5 +1,6 @@
 """The hosts of a Ray cluster, by way of a driver process (cluster/ray.py). When that dies, with its raylet or by
-itself, another one is started; meanwhile everybody is where they were last seen."""
+itself, another one is started; meanwhile everybody is where they were last seen. That is kept in a file, so that a
+server can be started while there is no Ray."""
 
 from __future__ import annotations
 
@@ -29,6 +30,14 @@ START_S = 60.0
 AGAIN_S = 1.0  # before another driver is started
 GONE_S = 10.0  # a host that Ray has not had for so long is lost to us, too
 ANSWER_S = 120.0
+KNOWN = "hosts.json"  # in the data directory
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """A host as it was last, and where its agent was."""
+
+    member: Member
+    url: str
 
 
 def agent_data(data: Path, node: str) -> Path:
@@ -63,6 +72,8 @@ class RayHosts:
         self._tls = tls
         self._members: dict[str, Member] = {}
         self._missed: dict[str, asyncio.TimerHandle] = {}
+        self._known = _read(data / KNOWN)
+        self._writing = asyncio.Lock()  # of that file
         self._changes: asyncio.Queue[Change] = asyncio.Queue()
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[str]] = {}
@@ -81,6 +92,12 @@ class RayHosts:
         if not self._seen.is_set():
             said = failed.result() if failed.done() else f"it said nothing in {START_S:g} s"
             seen.cancel()
+            if self._known:
+                log.warning("Ray cannot be joined now, the hosts that it had last are asked: %s", said)
+                for node, known in self._known.items():
+                    self._members.setdefault(node, known.member)
+                    self._changes.put_nowait(Joined(member=known.member))
+                return
             await self.aclose()
             raise Unavailable(
                 f"the Ray cluster {self._address or 'of this host'} cannot be joined: {said}",
@@ -92,6 +109,8 @@ class RayHosts:
 
     async def ensure_agent(self, node: str) -> Agent:
         member = self._members.get(node)
+        if member is not None and not self._seen.is_set() and node in self._known:
+            return self._agent(node, self._known[node].url)
         if member is None or self._writer is None:
             raise Unavailable(f"Ray has no host {node} now", hint="`ray status` shows its hosts")
         environ = dict(self._environ)
@@ -110,7 +129,21 @@ class RayHosts:
             raise Unavailable(f"no agent came up on {node} in {ANSWER_S:g} s", hint="see its agent.log") from None
         finally:
             self._asked.pop(number, None)
+        await self._know({**self._known, node: Known(member=member, url=url)})
+        return self._agent(node, url)
+
+    def _agent(self, node: str, url: str) -> Agent:
         return HttpAgent(node, url, self._key, lost_s=self._lost_s, epoch=self._epoch, stays=True, tls=self._tls)
+
+    async def _know(self, known: dict[str, Known]) -> None:
+        if known == self._known:
+            return
+        self._known = known
+        try:
+            async with self._writing:
+                await asyncio.to_thread(_write, self._data / KNOWN, self._known)
+        except OSError as error:
+            log.warning("where agents are is not remembered: %s", error)
 
     async def watch(self) -> AsyncIterator[Change]:
         while True:
@@ -159,6 +192,7 @@ class RayHosts:
             log.warning("the Ray driver cannot be understood: %s", error)
         finally:
             self._writer = None
+            self._seen.clear()
             writer.close()
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -194,4 +228,18 @@ class RayHosts:
     def _gone(self, node: str) -> None:
         self._missed.pop(node, None)
         self._members.pop(node, None)
+        self._known = {other: known for other, known in self._known.items() if other != node}
         self._changes.put_nowait(Lost(node=node))
+
+
+def _read(file: Path) -> dict[str, Known]:
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Known])
+    return {}
+
+
+def _write(file: Path, known: dict[str, Known]) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode(known))
+    new.replace(file)
