@@ -63,7 +63,7 @@ def choose(function: str, rooms: Sequence[Room], mean: float, wanted: int = 1) -
 
 @lru_cache(maxsize=1 << 14)
 def home(function: str, nodes: tuple[str, ...]) -> str:
-    """The first of its walk: where it goes as long as nothing else speaks for a node; "" where there is no node."""
+    """The first of its walk, where it goes if nothing speaks for another node; "" where there is no node."""
     return max(nodes, key=lambda node: draw(function, node), default="")
 
 
