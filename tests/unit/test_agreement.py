@@ -37,8 +37,9 @@ def test_costs_as_cold_starts_turned_out() -> None:
             "container_ms": 30.0,
             "start_ms": 50.0,
             "fork_ms": 10.0,
+            "cores": 0,
         },
-        {"function": "n/b"},
+        {"function": "n/b", "cores": 0},
     ]
 
 

@@ -115,7 +115,8 @@ def _like(live: Mapping[str, Any]) -> list[str]:
 
 def seen(profiles: list[dict[str, Any]], calls: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """These profiles with means of what cold and forked starts took, for the functions that had some. A fork's
-    time is until its libraries are there."""
+    time is until its libraries are there. What others took of the processors meanwhile is in these times, so that
+    nothing is to be slowed by them once more (`cores`)."""
     taken: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for call in calls:
         if call["start"] in _STARTS and not call["error"]:
@@ -127,7 +128,7 @@ def seen(profiles: list[dict[str, Any]], calls: Iterable[Mapping[str, Any]]) -> 
                 if ms:
                     taken[f"{call['namespace']}/{call['function']}"][key].append(ms)
     return [
-        {**profile, **{key: sum(ms) / len(ms) for key, ms in taken[profile["function"]].items()}}
+        {**profile, "cores": 0, **{key: sum(ms) / len(ms) for key, ms in taken[profile["function"]].items()}}
         for profile in profiles
     ]
 
