@@ -191,6 +191,16 @@ def test_a_failing_load_ends_those_who_wait_and_nobody_else() -> None:
     assert w.starts[w.serve("ns/f")] == "cold"
 
 
+@pytest.mark.parametrize("phase", ["container", "extract"])
+def test_a_load_that_never_began_is_not_the_functions_fault(phase: str) -> None:
+    w = world("ns/f")
+    request = w.arrive()
+    w.create()
+    instance, _ = w.loading.pop()
+    w.fed(ev.InstanceFailed(instance=instance, phase=phase, reason="its manager is gone"))
+    assert w.ended[request] == "unavailable"  # and so may be sent, or run, again
+
+
 def test_a_crash_ends_the_request_that_ran() -> None:
     w = world("ns/f")
     w.serve()

@@ -16,6 +16,8 @@ from instainfer.model import Level, Origin
 
 REFRESH_S = 1.0  # warm traffic alone asks for a placement pass at most this often
 LEARN = 0.3  # weight of the newest load in the running costs
+#: Phases in which a load fails before anything of the function's has run: its manager is gone, the disk full.
+OURS = frozenset({"container", "extract"})
 
 
 class Platform:
@@ -239,7 +241,8 @@ def _learn_start(state: State, instance: Instance, event: ev.InstanceReady) -> N
 def instance_failed(state: State, event: ev.InstanceFailed) -> None:
     instance = state.instances.get(event.instance)
     if instance is not None:
-        lost(state, instance, event.reason, code="load_failed", phase=event.phase, move="failed")
+        code = "unavailable" if event.phase in OURS else "load_failed"
+        lost(state, instance, event.reason, code=code, phase=event.phase, move="failed")
         again(state, instance.function)
 
 
