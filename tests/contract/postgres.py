@@ -9,8 +9,10 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from psutil import NoSuchProcess, Process, wait_procs  # type: ignore[import-untyped] # it ships no types
 
 ORDINARY = pwd.getpwnam("nobody")  # it refuses to run as root, and as a user without a name
 USER = "tests"
@@ -52,10 +54,15 @@ class Postgres:
         self._run("pg_isready", "-h", str(self._directory), "-U", USER, "-t", "30", patience=True)
 
     def kill(self) -> None:
-        """As hard as can be: its children end with it."""
+        """As hard as can be. Its children would end too, but not before they notice: one might commit yet."""
         assert self._process is not None
+        children = Process(self._process.pid).children(recursive=True)
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+        for child in children:
+            with suppress(NoSuchProcess):
+                child.kill()
+        wait_procs(children)
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
