@@ -158,7 +158,7 @@ def test_a_reader_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_is_kept_and_told_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
-        monkeypatch.setattr(live, "KEPT", 50)
+        monkeypatch.setattr(live, "KEPT", 100)
         monkeypatch.setattr(live, "EACH", 10)
         monkeypatch.setattr(live, "MOST", 15)
         subject = feed(monkeypatch, [])
@@ -178,11 +178,11 @@ def test_what_is_kept_and_told_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> N
         assert (len(back["invocations"]), back["left_out"]) == (15, 85)
         rates = told["now"]["rates"]  # and all are counted
         assert (rates["invocations"], rates["starts"]) == (100, {"warm": 90, "cold": 10})
-        for number in range(2):
+        for number in range(4):
             await heard(subject, [row(200 + 30 * number + more) for more in range(30)])
             while not data(await anext(chunks))["invocations"]:
                 pass
-        assert len(subject._journal) <= 50
+        assert len(subject._journal) <= 100
         assert data(await anext(reader(subject, since=first["id"]).body_iterator))["anew"]
         subject.stop()
 
