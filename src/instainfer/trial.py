@@ -78,6 +78,7 @@ def up(data: Path, *, nodes: int, memory: str, port: int, sandbox: str) -> dict[
     return {
         "url": state["url"],
         "server": server["url"],
+        "gcs": f"127.0.0.{FIRST}:{gcs}",
         "data_dir": str(data / "server"),
         "ray_dir": state["tmp"],
         "nodes": nodes,

@@ -18,6 +18,7 @@ from psutil import Error, process_iter  # type: ignore[import-untyped] # it ship
 from instainfer import trial
 from instainfer.agent import process
 from instainfer.client import Client
+from instainfer.cluster import keeping
 from instainfer.gateway import about as serving
 from tests.contract.agent_helpers import Proxy
 from tests.live.server_helpers import SANDBOX, Process, Server, environment, eventually
@@ -350,6 +351,8 @@ def test_a_cluster_of_ray_under_load_loses_a_raylet_and_leaves_nothing(tmp_path:
         load.stop()
         assert not load.failed
         server.client.close()
+        assert keeping.release(found["gcs"], trial.environment(tmp_path))  # the actor, and what it keeps
+        assert serving.find(tmp_path / "server") is None and not _keeper(found["ray_dir"])
     finally:
         trial.down(tmp_path)
     for name in agents:

@@ -112,8 +112,7 @@ class Keeper:
 
     def end(self) -> None:
         self._over = True
-        with self._news:
-            pid = self._about.get("pid")
+        pid = lock.holder(self._data)  # it may be about to start, or stand by
         if pid is not None:
             outliving.stop(self._data, pid, END_S)
 
