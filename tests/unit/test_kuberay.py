@@ -318,14 +318,36 @@ def test_every_volume_is_there_and_used(cluster: Manifest, server: list[Manifest
         assert set(named) <= claims
 
 
-def test_callers_reach_the_server_when_it_is_ready(server: list[Manifest]) -> None:
-    deployment, service = server[0], server[1]
+def named(server: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = [one for one in server if (one["kind"], one["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def test_callers_reach_gateways_and_these_the_server(server: list[Manifest]) -> None:
+    pods = {}
+    for service, deployment in (("instainfer", "instainfer-gateway"), ("instainfer-server", "instainfer")):
+        made, front = named(server, "Deployment", deployment)["spec"], named(server, "Service", service)["spec"]
+        matched = [
+            one["metadata"]["name"]
+            for one in server
+            if one["kind"] == "Deployment"
+            and front["selector"].items() <= one["spec"]["template"]["metadata"]["labels"].items()
+        ]
+        assert matched == [deployment]
+        assert made["selector"]["matchLabels"].items() <= made["template"]["metadata"]["labels"].items()
+        (pods[deployment],) = made["template"]["spec"]["containers"]
+        assert [one["containerPort"] for one in pods[deployment]["ports"]] == [front["ports"][0]["targetPort"]]
+        assert front["ports"][0]["port"] == 3233
+    gateway = pods["instainfer-gateway"]
+    assert gateway["command"][:4] == ["instainfer", "gateway", "--server", "http://instainfer-server:3233"]
+    assert gateway["readinessProbe"]["httpGet"]["path"] == "/livez"  # it takes requests while the server is away
+    labels = named(server, "Deployment", "instainfer-gateway")["spec"]["template"]["metadata"]["labels"]
+    assert labels["instainfer/cluster"] == "instainfer"  # the rule that opens port 3233 is about such pods
+
+
+def test_the_server_is_one_and_keeps_its_data(server: list[Manifest]) -> None:
+    deployment = named(server, "Deployment", "instainfer")
     front = container(deployment["spec"], "server")
-    labels = deployment["spec"]["template"]["metadata"]["labels"]
-    assert service["spec"]["selector"].items() <= labels.items()
-    assert [one["containerPort"] for one in front["ports"]] == [
-        one["targetPort"] for one in service["spec"]["ports"]
-    ]
     assert front["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "api"}
     assert front["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "api"}
     assert deployment["spec"]["replicas"] == 1 and deployment["spec"]["strategy"] == {"type": "Recreate"}
@@ -343,6 +365,7 @@ def test_one_image_with_the_version_that_the_cluster_names(cluster: Manifest, se
     (version,) = re.findall(r"^ARG RAY_VERSION=(\S+)$", (DEPLOY / "Dockerfile").read_text("utf-8"), re.MULTILINE)
     assert version == cluster["spec"]["rayVersion"]
     templates = [group["template"]["spec"] for group in (*groups(cluster), server[0]["spec"])]
+    templates.append(named(server, "Deployment", "instainfer-gateway")["spec"]["template"]["spec"])
     images = {one["image"] for spec in templates for one in (*spec.get("initContainers", []), *spec["containers"])}
     assert len(images) == 1
 
