@@ -298,6 +298,10 @@ class Cluster:
     def nodes(self) -> dict[str, dict[str, Any]]:
         return {one["node"]: one for one in self.server.client.nodes()}
 
+    def lost(self, host: Host) -> bool:
+        """It has not joined any more; once Ray has given it up, too, it is not even told of."""
+        return self.nodes().get(host.name, {"state": "joining"})["state"] == "joining"
+
     def joined(self, *, ray: bool = False) -> None:
         """Both have joined, and if that is asked, Ray hears of them."""
 
@@ -414,7 +418,7 @@ def test_a_link_is_cut_and_heals(cluster: Cluster, work: Work, how: str) -> None
     agent = cluster.agent(host)
     (host.pull if how == "pulled" else host.silence)()
     work.more()
-    eventually(lambda: cluster.nodes()[host.name]["state"] == "joining")
+    eventually(lambda: cluster.lost(host))
     work.more()
     host.heal()
     cluster.joined()
@@ -428,7 +432,7 @@ def test_a_host_is_gone_and_comes_back(cluster: Cluster, work: Work) -> None:
     host = cluster.lab.hosts[before["host"]]
     host.kill()
     work.more()
-    eventually(lambda: cluster.nodes()[host.name]["state"] == "joining")
+    eventually(lambda: cluster.lost(host))
     eventually(lambda: cluster.server.state("ns", PINNED) in ("preloaded", "warm"))
     after = pinned(cluster, work, "after")
     assert after["host"] != before["host"] and after["start"] in ("preloaded", "warm")
