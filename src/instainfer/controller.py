@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from instainfer.agent import base as wire
 from instainfer.books import Books, Ticket
 from instainfer.clock import Clock
@@ -85,6 +87,7 @@ class Controller:
         self.lost: Callable[[str], None] = lambda node: None  # hears of a node that is lost, after the core
         self.draining: set[str] = set()  # nodes that take nothing new until somebody says so
         self._agents = {agent.node: agent for agent in agents}
+        self._sizes: dict[str, int] = {}  # by node: bytes that its agent has for containers
         self._clock = clock
         self._events = events
         self._queue_s = queue_s
@@ -139,6 +142,7 @@ class Controller:
         entered = True
         self._agents[node] = agent
         self.nodes[node] = joined
+        self._sizes[node] = joined.memory
         self._introduce()
         for _, revision in self._revisions.values():
             agent.send(wire.Provide(revision=revision))
@@ -193,6 +197,16 @@ class Controller:
                 f"{node} is not drained", hint=f"`instainfer cluster drain {node}`, and wait until it is"
             )
         await agent.restart()
+
+    def resize_node(self, node: str, memory: int) -> None:
+        """Its containers may take so many bytes, and no more than its agent was started with."""
+        joined = self.nodes.get(node)
+        if joined is None:
+            return
+        memory = min(memory, self._sizes[node])
+        if memory != joined.memory:
+            self.nodes[node] = msgspec.structs.replace(joined, memory=memory)
+            self.feed(ev.NodeResized(node=node, memory=memory))
 
     def _known(self, node: str) -> None:
         if node not in self.nodes:

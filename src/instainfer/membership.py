@@ -11,13 +11,14 @@ import logging
 from contextlib import suppress
 from typing import Any
 
-from instainfer.cluster.base import ClusterBackend, Joined, Lost, Suspect
+from instainfer.cluster.base import ClusterBackend, Joined, Lost, Resized, Suspect
 from instainfer.controller import Controller
 from instainfer.errors import InstaInferError
 
 log = logging.getLogger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before another try to have a member join
+TEND_S = 1.0  # between looks at which nodes are drained
 SETTLE_S = 30.0  # how long a start waits for the members that are there to have joined
 
 
@@ -32,7 +33,9 @@ class Membership:
         self._problems: dict[str, str] = {}
         self._joins: dict[str, int] = {}  # how often it has joined
         self._news = asyncio.Event()  # a node has joined, or could not
+        self._released: set[str] = set()  # nodes whose memory was given back
         self._watching: asyncio.Task[None] | None = None
+        self._tending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Return when all who are there now have joined, or could not. Raises as the backend's start."""
@@ -40,6 +43,7 @@ class Membership:
         self._controller.lost = self._lost
         first = set(self._backend.members())
         self._watching = asyncio.create_task(self._watch())
+        self._tending = asyncio.create_task(self._tend())
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S):
                 while not all(node in self._controller.nodes or node in self._problems for node in first):
@@ -47,7 +51,7 @@ class Membership:
                     await self._news.wait()
 
     async def aclose(self) -> None:
-        tasks = [*self._joining.values(), *filter(None, [self._watching])]
+        tasks = [*self._joining.values(), *filter(None, [self._watching, self._tending])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -60,6 +64,9 @@ class Membership:
                 self._states[node] = "alive"
                 self._wanted.add(node)
                 self._want(node)
+                self._resize(node)
+            elif isinstance(change, Resized):
+                self._resize(change.member.node)
             elif isinstance(change, Suspect):
                 self._states[change.node] = "suspect"
                 log.warning("the cluster does not hear of node %s", change.node)
@@ -67,6 +74,28 @@ class Membership:
                 self._states.pop(change.node, None)
                 self._wanted.discard(change.node)
                 log.warning("the cluster has lost node %s", change.node)
+
+    def _resize(self, node: str) -> None:
+        """Of its memory we have what the cluster says, where it says."""
+        member = self._backend.members().get(node)
+        if member is not None and member.warm and node not in self._released:
+            self._controller.resize_node(node, member.warm)
+
+    async def _tend(self) -> None:
+        """Memory of a node that is drained is for others until it is open again."""
+        while True:
+            await asyncio.sleep(TEND_S)
+            for one in self.nodes():
+                node = one["node"]
+                try:
+                    if one["state"] == "drained" and node not in self._released:
+                        self._released.add(node)
+                        await self._backend.release(node)
+                    elif one["state"] == "joined" and node in self._released:
+                        self._released.discard(node)
+                        await self._backend.reserve(node)
+                except InstaInferError as error:
+                    log.warning("node %s: %s", node, error.message)
 
     def _lost(self, node: str) -> None:
         """By the controller: its agent is gone or out of reach."""
@@ -92,6 +121,8 @@ class Membership:
             try:
                 agent = await self._backend.ensure_agent(node)
                 await self._controller.join(agent)
+                self._released.discard(node)  # it was reserved to start the agent
+                self._resize(node)
             except InstaInferError as error:
                 if self._problems.get(node) != error.message:
                     log.warning("node %s cannot join: %s", node, error.message)
@@ -130,6 +161,7 @@ class Membership:
                     "memory_mb": about.memory / 1e6 if about is not None else 0.0,
                     "load_slots": about.load_slots if about is not None else 0,
                     "committed_mb": state.ledger.promised(node) / 1e6,
+                    "guests": about.guests if about is not None else False,
                     "containers": len(there),
                     "instances": sum(len(container.instances) for container in there),
                     "problem": self._problems.get(node, ""),

@@ -7,6 +7,8 @@ import contextlib
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from instainfer.agent import process
-from instainfer.cluster.base import Change, ClusterBackend, Joined, Lost, Suspect, capacity
+from instainfer.cluster.base import Change, ClusterBackend, Joined, Lost, Resized, Suspect
 from instainfer.cluster.embedded import Embedded
 from instainfer.cluster.fixed import Fixed
 from instainfer.cluster.rayhosts import RayHosts
@@ -102,7 +104,7 @@ async def started(backend: ClusterBackend) -> AsyncIterator[ClusterBackend]:
 async def until(changes: AsyncIterator[Change], kind: type[Change], node: str) -> Change:
     async with asyncio.timeout(SOON_S):
         async for change in changes:
-            name = change.member.node if isinstance(change, Joined) else change.node
+            name = change.member.node if isinstance(change, Joined | Resized) else change.node
             if isinstance(change, kind) and name == node:
                 return change
     raise AssertionError("it ended")
@@ -157,14 +159,27 @@ def test_an_agent_that_runs_is_not_started_again(cluster: Cluster) -> None:
     run(scenario)
 
 
-def test_what_is_ours_is_known() -> None:
+def test_memory_is_given_back_and_had_again(cluster: Cluster) -> None:
+    """Where the cluster deals in it a change is told; elsewhere nobody asks for it."""
+
     async def scenario() -> None:
-        async with started(Embedded(Started(), 100 * MB)) as backend:
-            cpus, memory = capacity(backend)
-            assert cpus >= 1
-            assert memory == 100 * MB
+        async with started(cluster.make(1)) as backend:
+            node = min(backend.members())
+            agent = await backend.ensure_agent(node)
+            before = backend.members()[node].warm
+            await backend.release(node)
+            await backend.release(node)
+            await backend.reserve(node)
+            assert backend.members()[node].warm == before
+            await agent.aclose()
 
     run(scenario)
+
+
+def test_what_is_ours_is_known() -> None:
+    member = Embedded(Started(), 100 * MB).members()["here"]
+    assert member.cpus >= 1
+    assert member.warm == 100 * MB
 
 
 @pytest.mark.parametrize("address", ["http://h:1", "a=", "a=h:1", "a=http://h:1,a=http://h:2"])
@@ -250,7 +265,10 @@ def test_a_raylet_that_dies_takes_no_agent_with_it(hosts: tuple[str, list[Any], 
     async def scenario() -> None:
         backend = RayHosts(address, KEY, tmp_path, epoch=1, lost_s=3.0, environ=SETTINGS, gone_s=1.0)
         async with started(backend):
-            assert capacity(backend)[1] == 500_000_000
+            assert {node: member.warm for node, member in backend.members().items()} == {
+                "127.0.0.21": 300_000_000,
+                "127.0.0.22": 200_000_000,
+            }
             changes = backend.watch()
             await until(changes, Joined, "127.0.0.22")
             reports = Reports()
@@ -264,11 +282,85 @@ def test_a_raylet_that_dies_takes_no_agent_with_it(hosts: tuple[str, list[Any], 
             assert "127.0.0.22" not in backend.members()
             cluster.add_node(node_ip_address="127.0.0.22", resources={"warm_mb": 200}, wait=False)
             await until(changes, Joined, "127.0.0.22")
+            assert backend.members()["127.0.0.22"].warm == 200_000_000, "as before, while Ray reserves it again"
             again = await backend.ensure_agent("127.0.0.22")
             assert process.find(tmp_path / "agents" / "127.0.0.22") == before
             assert not reports.all(NodeLost)
             await agent.aclose()
             await again.aclose()
+
+    try:
+        run(scenario)
+    finally:
+        for directory in (tmp_path / "agents").glob("*"):
+            process.stop(directory)
+
+
+#: Another driver on the cluster: it takes MB of a host, says so, and holds them until its input ends.
+OTHER = """
+import sys
+import ray
+
+mine = {"logging_level": "error", "log_to_driver": False, "_node_ip_address": "127.0.0.21"}
+ray.init(address=sys.argv[1], namespace="other", **mine)
+ip, mb = sys.argv[2], int(sys.argv[3])
+group = ray.util.placement_group([{"warm_mb": mb, f"node:{ip}": 0.001}])
+print("has" if group.wait(float(sys.argv[4])) else "waits", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def other_work(address: str, ip: str, mb: int, *, wait_s: float = 20.0) -> Iterator[str]:
+    """What became of it: "has", or "waits"."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER, address, ip, str(mb), str(wait_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd="/",
+    )
+    assert other.stdout is not None and other.stdin is not None
+    try:
+        yield other.stdout.readline().strip()
+    finally:
+        other.stdin.close()
+        other.wait(30)
+        other.stdout.close()
+
+
+@pytest.mark.slow
+def test_other_work_on_the_cluster_and_ours_respect_each_other(
+    hosts: tuple[str, list[Any], Any], tmp_path: Path
+) -> None:
+    address = hosts[0]
+    node = "127.0.0.21"
+
+    async def scenario() -> None:
+        backend = RayHosts(address, KEY, tmp_path, epoch=1, lost_s=3.0, environ=SETTINGS, gone_s=1.0)
+        async with started(backend):
+            changes = backend.watch()
+            await until(changes, Joined, node)
+            for member in backend.members():
+                await backend.release(member)  # what tests before this one had
+            with other_work(address, node, 120) as has:
+                assert has == "has"
+                agent = await backend.ensure_agent(node)
+                joined = await agent.start(Reports())
+                assert joined.memory == 180_000_000
+                change = await until(changes, Resized, node)
+                assert isinstance(change, Resized) and change.member.warm == 180_000_000
+                await agent.aclose()
+            await backend.reserve(node)
+            assert backend.members()[node].warm == 300_000_000
+            with other_work(address, node, 120, wait_s=2.0) as has:
+                assert has == "waits"
+            await backend.release(node)
+            with other_work(address, node, 300) as has:
+                assert has == "has"
+                with pytest.raises(Unavailable, match="other work"):
+                    await backend.ensure_agent(node)
 
     try:
         run(scenario)

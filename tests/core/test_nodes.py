@@ -424,6 +424,51 @@ def test_a_pinned_function_moves_when_its_node_is_drained() -> None:
     assert after.level == Level.LOADED
 
 
+# ---- a node that has less memory than it had, or more
+
+
+def test_a_node_that_has_less_memory_gives_up_what_is_idle_and_loses_least() -> None:
+    w = world(*(f"ns/f{n}" for n in range(3)), nodes=(), memory=1600 * MB)
+    w.fed(ev.NodeJoined(node="n", memory=1600 * MB))
+    for name, times in (("ns/f0", 5), ("ns/f1", 1), ("ns/f2", 5)):
+        for _ in range(times):
+            w.serve(name)
+    w.fed(ev.NodeResized(node="n", memory=1100 * MB))
+    assert w.state.ledger.free("n") == 0
+    w.settle()
+    assert {c.owner for c in w.state.containers.values()} == {"ns/f0", "ns/f2"}
+    w.fed(ev.NodeResized(node="n", memory=1600 * MB))
+    assert w.state.ledger.free("n") == 576 * MB
+
+
+def test_what_runs_on_a_node_that_has_less_memory_ends_when_it_is_done() -> None:
+    w = world("ns/f", "ns/g", nodes=(), memory=600 * MB)
+    request = running(w)
+    w.fed(ev.NodeResized(node="n", memory=100 * MB))
+    waits = w.arrive("ns/g")
+    assert request in w.running and not w.destroying
+    w.finish(request)
+    w.settle()
+    assert not w.state.containers
+    assert w.ended.get(waits) != "ok"
+    w.fed(ev.NodeResized(node="n", memory=600 * MB))
+    w.settle()
+    w.serve("ns/g")
+    assert w.fed(ev.NodeResized(node="nobody", memory=1)) == []
+
+
+def test_zygotes_go_where_containers_are_not_enough() -> None:
+    w = World(platform(), memory=1000 * MB, zygote_memory=400 * MB)
+    w.fed(ev.FunctionDeployed(function=function(libraries="numpy", forkable=True)))
+    w.settle()
+    w.serve()
+    w.settle()
+    assert w.state.zygotes
+    w.fed(ev.NodeResized(node="n", memory=10 * MB))
+    w.settle()
+    assert not w.state.zygotes and not w.state.containers
+
+
 # ---- a node that comes with something on it
 
 

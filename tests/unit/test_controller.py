@@ -266,6 +266,19 @@ def test_a_drain_is_taken_back_while_the_node_is_away(tmp_path: Path) -> None:
     play(tmp_path, scenario, a)
 
 
+def test_a_node_has_no_more_memory_than_its_agent(tmp_path: Path) -> None:
+    a = Node("a")
+
+    async def scenario(w: World) -> None:
+        whole = w.controller.nodes["a"].memory
+        for said, has in ((whole // 2, whole // 2), (whole // 2, whole // 2), (2 * whole, whole)):
+            w.controller.resize_node("a", said)
+            assert w.controller.nodes["a"].memory == w.controller.platform.state.ledger.memory("a") == has
+        w.controller.resize_node("b", whole)
+
+    play(tmp_path, scenario, a)
+
+
 def test_a_node_that_leaves_is_closed(tmp_path: Path) -> None:
     a = Node("a")
 

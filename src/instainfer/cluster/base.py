@@ -16,7 +16,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     cpus: float = 0.0
     memory: int = 0  # bytes, of the host; 0: not known
-    warm: int = 0  # of it, bytes that the cluster lets us have (Ray: the resource `warm_mb`); 0: it does not say
+    warm: int = 0  # of it, bytes that the cluster lets us have now; 0: it does not say
 
 
 class Joined(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,13 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
-Change = Joined | Suspect | Lost
+class Resized(msgspec.Struct, frozen=True, kw_only=True):
+    """It is there as before; the cluster lets us have another amount of its memory (`warm`)."""
+
+    member: Member
+
+
+Change = Joined | Suspect | Lost | Resized
 
 
 class ClusterBackend(Protocol):
@@ -51,7 +57,15 @@ class ClusterBackend(Protocol):
 
     async def ensure_agent(self, node: str) -> Agent:
         """The agent of this member, not joined: the one that runs there, or one that is started now. Raises
-        Unavailable."""
+        Unavailable. From now on its memory is held for us, where the cluster deals in that."""
+        ...
+
+    async def release(self, node: str) -> None:
+        """Give its memory back to the cluster, until `reserve`: it is drained."""
+        ...
+
+    async def reserve(self, node: str) -> None:
+        """Have its memory held for us again, as much as is left of it; a Resized tells how much."""
         ...
 
     def watch(self) -> AsyncIterator[Change]:
@@ -61,10 +75,3 @@ class ClusterBackend(Protocol):
     async def aclose(self) -> None:
         """Agents go on, but for one in this very process."""
         ...
-
-
-def capacity(backend: ClusterBackend) -> tuple[float, int]:
-    """Cores, and bytes that containers may take, of all members together; of one that does not say how much is
-    ours, all of it."""
-    members = backend.members().values()
-    return sum(one.cpus for one in members), sum(one.warm or one.memory for one in members)

@@ -29,6 +29,12 @@ class Embedded:
             raise Unavailable(f"there is no member {node}", hint="this machine is alone")
         return self._agent
 
+    async def release(self, node: str) -> None:
+        """Nobody else asks for it."""
+
+    async def reserve(self, node: str) -> None:
+        """Nobody else asks for it."""
+
     async def watch(self) -> AsyncIterator[Change]:
         for member in self._members.values():
             yield Joined(member=member)

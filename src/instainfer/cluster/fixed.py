@@ -49,6 +49,12 @@ class Fixed:
             tls=self._tls,
         )
 
+    async def release(self, node: str) -> None:
+        """Nobody else asks for it."""
+
+    async def reserve(self, node: str) -> None:
+        """Nobody else asks for it."""
+
     async def watch(self) -> AsyncIterator[Change]:
         for member in self.members().values():
             yield Joined(member=member)

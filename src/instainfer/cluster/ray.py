@@ -6,16 +6,22 @@ its host by the resource `node:IP` that Ray gives every node. (Pinned by node id
 raylet is started again, with a new one.) Lines of JSON, over an inherited socket:
 
     up    {"nodes": [{"node", "cpus", "memory", "warm"}]}            whenever it has looked
+    down  {"id", "node", "reserve"}                                  have its memory held for us, or not
     down  {"id", "node", "data", "key", "environ"}                   have an agent there
     up    {"id", "node", "url"} or {"id", "error"}
     down  {"id", "keep": {"data", "arguments", "environ"}}           have one server running from now on
     up    {"id", "about": {"node", "pid", "url"}} or {"id", "error"}
     down  {"id", "release": true}                                    … no longer: it ends
     up    {"id", "released": whether there was one} or {"id", "error"}
+
+Memory is dealt in by the resource `warm_mb` that hosts advertise. What we use of it a placement group holds, which
+belongs to the host's stub: other work on the cluster that asks for `warm_mb` has the rest, and we have what that
+leaves. It goes with its host, and Ray makes it again when that is back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -28,11 +34,16 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped] # it ships no types
 import ray
+from ray._private.state import available_resources_per_node  # a developer API: nothing public tells nodes apart
 
 from instainfer import lock, outliving
 from instainfer.agent import process
 
+MB = 1_000_000
 LOOK_S = 0.5
+RESERVE_S = 10.0
+LEFT_S = 15.0  # before what a host has left is asked for
+NOTHING = 1  # byte: 0 says that the cluster does not deal in memory
 START_S = 90.0
 REACH_S = 5.0
 SERVER_S, END_S = 120.0, 60.0
@@ -46,7 +57,28 @@ NONE = "no_containers"
 
 
 class Stub:
-    """Of one host. It holds nothing: what it started belongs to nobody, and it finds it again."""
+    """Of one host. Of processes it holds none: what it started belongs to nobody, and it finds it again. What it
+    reserves is its own, and found again by its name."""
+
+    def reserve(self, node: str, ip: str, mb: int) -> int:
+        """Have so much of the host's `warm_mb` held, if it is there to be had; else none. 0 gives back what is
+        held. Returns what is."""
+        name = group_name(node)
+        with contextlib.suppress(ValueError):  # raised where there is none
+            group = ray.util.get_placement_group(name)
+            if mb and standing(ray.util.placement_group_table(group)) == mb:
+                return mb
+            ray.util.remove_placement_group(group)
+            until = time.monotonic() + RESERVE_S
+            while ray.util.placement_group_table(group)["state"] != "REMOVED" and time.monotonic() < until:
+                time.sleep(0.05)
+        if not mb:
+            return 0
+        group = ray.util.placement_group([{WARM: mb, f"node:{ip}": 0.001}], strategy="STRICT_PACK", name=name)
+        if group.wait(RESERVE_S):
+            return mb
+        ray.util.remove_placement_group(group)
+        return 0
 
     def ensure(self, node: str, ip: str, data: str, key: str, environ: dict[str, str]) -> str:
         """The URL of the agent there. Where somebody else starts it (`APART`), it is only looked for: in a pod it
@@ -177,12 +209,25 @@ def lives(node: str, table: list[dict[str, Any]]) -> bool:
     return any(entry["NodeID"] == node and entry["Alive"] for entry in table)
 
 
+def group_name(node: str) -> str:
+    return f"warm-{node}"
+
+
+def standing(group: dict[str, Any]) -> int:
+    """MB that this placement group holds now."""
+    if group["state"] != "CREATED":
+        return 0
+    return int(sum(bundle.get(WARM, 0) for bundle in group["bundles"].values()))
+
+
 class Driver:
     def __init__(self, line: socket.socket) -> None:
         self._file = line.makefile("rwb")
         self._lock = threading.Lock()
         self._ips: dict[str, str] = {}
         self._node = ""  # that of our raylet
+        self._held: dict[str, int] = {}  # by node: MB that its group was seen to hold; 0: nothing was to be had
+        self._missed: dict[str, float] = {}  # by node: when its group was first seen not to stand
 
     def run(self, address: str) -> None:
         """Until the other end is closed."""
@@ -210,7 +255,29 @@ class Driver:
             raise RuntimeError("the raylet of this host has died")
         found = hosts(table)
         self._ips.update((entry["node"], entry.pop("ip")) for entry in found)
+        groups = ray.util.placement_group_table().values()
+        ours = {one["name"]: standing(one) for one in groups if one["name"] and one["state"] != "REMOVED"}
+        for entry in found:
+            node, warm = entry["node"], entry["warm"]
+            if warm and group_name(node) in ours:
+                mb = self._holding(node, ours[group_name(node)], warm // MB)
+                entry["warm"] = max(mb * MB, NOTHING)
+            elif warm and self._held.get(node) == 0:
+                entry["warm"] = NOTHING
         return found
+
+    def _holding(self, node: str, standing: int, advertised: int) -> int:
+        """MB that are held there. A group whose host has just come back is made again by Ray: until then it counts
+        as it was. Where that does not come to be, the host has less than before, and we ask for what there is."""
+        if standing:
+            self._missed.pop(node, None)
+            self._held[node] = standing
+        else:
+            since = self._missed.setdefault(node, time.monotonic())
+            if time.monotonic() > since + LEFT_S:
+                self._missed[node] = time.monotonic()
+                threading.Thread(target=self._ensure, args=({"node": node, "reserve": True},), daemon=True).start()
+        return self._held.get(node, advertised)
 
     def _serve(self) -> None:
         for line in self._file:
@@ -272,11 +339,34 @@ class Driver:
                 )
                 .remote()
             )
+            if "reserve" in asked:
+                self._reserve(stub, node, ip, want=asked["reserve"])
+                self.say({"id": asked.get("id"), "node": node, "url": ""})
+                return
             call = stub.ensure.remote(node, ip, asked["data"], asked["key"], asked["environ"])
             said = {"id": asked["id"], "node": node, "url": ray.get(call, timeout=START_S)}
         except Exception as error:  # noqa: BLE001 # whatever Ray or the host says goes to whoever asked
-            said = {"id": asked["id"], "error": f"{type(error).__name__}: {error}".strip()[-800:]}
+            said = {"id": asked.get("id"), "error": f"{type(error).__name__}: {error}".strip()[-800:]}
         self.say(said)
+
+    def _reserve(self, stub: Any, node: str, ip: str, *, want: bool) -> None:
+        """All that the host has and nobody else holds; a number that has changed is told with the next look."""
+        mb = 0
+        if want:
+            by_id = {entry["NodeID"]: entry for entry in ray.nodes() if entry["Alive"]}
+            free = available_resources_per_node()
+            held = ray.util.placement_group_table().values()
+            ours = sum(standing(group) for group in held if group["name"] == group_name(node))
+            for id, entry in by_id.items():
+                if entry["NodeManagerAddress"] == ip and entry["Resources"].get(WARM):
+                    mb = int(free.get(id, {}).get(WARM, 0)) + ours
+        held = ray.get(stub.reserve.remote(node, ip, mb), timeout=START_S)
+        if want:
+            self._held[node] = held
+        else:
+            self._held.pop(node, None)
+        self._missed.pop(node, None)
+        self.say({"nodes": self._look()})
 
 
 def main() -> None:

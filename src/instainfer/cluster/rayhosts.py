@@ -21,7 +21,7 @@ import msgspec
 
 from instainfer.agent.base import Agent
 from instainfer.agent.http_client import HttpAgent
-from instainfer.cluster.base import Change, Joined, Lost, Member, Suspect
+from instainfer.cluster.base import Change, Joined, Lost, Member, Resized, Suspect
 from instainfer.errors import BadSettings, Unavailable
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ AGAIN_S = 1.0  # before another driver is started
 GONE_S = 10.0  # a host that Ray has not had for so long is lost to us, too
 ANSWER_S = 120.0
 KNOWN = "hosts.json"  # in the data directory
+LEAST = 1_000_000  # bytes: with less there is no node
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,22 +116,40 @@ class RayHosts:
             raise Unavailable(f"Ray has no host {node} now", hint="`ray status` shows its hosts")
         environ = dict(self._environ)
         if member.warm:
+            await self._ask({"node": node, "reserve": True})
+            member = self._members.get(node, member)
+            if member.warm < LEAST:
+                said = f"other work on the cluster has all the memory of {node}"
+                raise Unavailable(said, hint="`ray status` shows who has its warm_mb", retry_after_s=AGAIN_S)
             environ["INSTAINFER_NODE__MEMORY"] = str(member.warm)
-        number = next(self._numbers)
-        asked: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._asked[number] = asked
-        data = agent_data(self._data, node)
-        request = {"id": number, "node": node, "data": str(data), "key": self._key, "environ": environ}
-        try:
-            self._writer.write(json.dumps(request).encode() + b"\n")
-            async with asyncio.timeout(ANSWER_S):
-                url = await asked
-        except TimeoutError:
-            raise Unavailable(f"no agent came up on {node} in {ANSWER_S:g} s", hint="see its agent.log") from None
-        finally:
-            self._asked.pop(number, None)
+        data = str(agent_data(self._data, node))
+        url = await self._ask({"node": node, "data": data, "key": self._key, "environ": environ})
         await self._know({**self._known, node: Known(member=member, url=url)})
         return self._agent(node, url)
+
+    async def release(self, node: str) -> None:
+        """Raises Unavailable."""
+        await self._ask({"node": node, "reserve": False})
+
+    async def reserve(self, node: str) -> None:
+        """Raises Unavailable."""
+        await self._ask({"node": node, "reserve": True})
+
+    async def _ask(self, request: dict[str, Any]) -> str:
+        if self._writer is None:
+            raise Unavailable("the Ray driver is being started", retry_after_s=AGAIN_S)
+        number, node = next(self._numbers), request["node"]
+        asked: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked[number] = asked
+        try:
+            self._writer.write(json.dumps({"id": number, **request}).encode() + b"\n")
+            async with asyncio.timeout(ANSWER_S):
+                return await asked
+        except TimeoutError:
+            said = f"the stub on {node} did not answer in {ANSWER_S:g} s"
+            raise Unavailable(said, hint="see agent.log there, and `ray list actors`") from None
+        finally:
+            self._asked.pop(number, None)
 
     def _agent(self, node: str, url: str) -> Agent:
         return HttpAgent(node, url, self._key, lost_s=self._lost_s, epoch=self._epoch, stays=True, tls=self._tls)
@@ -218,9 +237,12 @@ class RayHosts:
             timer = self._missed.pop(node, None)
             if timer is not None:
                 timer.cancel()
-            if timer is not None or node not in self._members:
-                self._changes.put_nowait(Joined(member=member))
+            before = self._members.get(node)
             self._members[node] = member
+            if timer is not None or before is None:
+                self._changes.put_nowait(Joined(member=member))
+            elif member.warm != before.warm:
+                self._changes.put_nowait(Resized(member=member))
         for node in self._members.keys() - there.keys() - self._missed.keys():
             self._changes.put_nowait(Suspect(node=node))
             self._missed[node] = asyncio.get_running_loop().call_later(self._gone_s, self._gone, node)

@@ -66,6 +66,13 @@ class NodeClosed(Event, frozen=True, kw_only=True):
     drain: bool = False
 
 
+class NodeResized(Event, frozen=True, kw_only=True):
+    """It has so many bytes for containers from now on. Of what is there too much ends, idle first."""
+
+    node: str
+    memory: int
+
+
 class NodeOpened(Event, frozen=True, kw_only=True):
     node: str
 
@@ -222,6 +229,7 @@ AnyEvent = (
     | NodeLost
     | NodeClosed
     | NodeOpened
+    | NodeResized
     | FunctionDeployed
     | FunctionDeleted
     | RequestArrived

@@ -19,7 +19,9 @@ def check(state: State) -> None:
         assert total == state.ledger.promised(node), (
             f"{node}: {state.ledger.promised(node)} in the ledger, {total} promised"
         )
-        assert total <= state.ledger.memory(node), f"{node} promises {total} of {state.ledger.memory(node)}"
+        assert total <= state.ledger.memory(node) + state.ledger.excess(node), (
+            f"{node} promises {total} of {state.ledger.memory(node)}"
+        )
     for name, instance in state.instances.items():
         assert instance.container.instances.get(name) is instance, f"{instance.who} is not in its container"
         assert instance.function.instances.get(name) is instance, f"{instance.who} is not known to its function"

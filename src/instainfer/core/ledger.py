@@ -14,6 +14,14 @@ class Ledger:
         self._memory[node] = memory
         self._promised.setdefault(node, 0)
 
+    def resize(self, node: str, memory: int) -> None:
+        """May be less than is promised: until that is given back nothing is free."""
+        self._memory[node] = memory
+
+    def excess(self, node: str) -> int:
+        """Bytes that are promised and are no longer there."""
+        return max(0, self._promised.get(node, 0) - self._memory.get(node, 0))
+
     def leave(self, node: str) -> None:
         self._memory.pop(node, None)
         self._promised.pop(node, None)
@@ -23,13 +31,14 @@ class Ledger:
         return sorted(self._memory)
 
     def memory(self, node: str) -> int:
+        """What it is to have; `excess` comes on top for as long as it is promised."""
         return self._memory.get(node, 0)
 
     def promised(self, node: str) -> int:
         return self._promised.get(node, 0)
 
     def free(self, node: str) -> int:
-        return self._memory.get(node, 0) - self._promised.get(node, 0)
+        return max(0, self._memory.get(node, 0) - self._promised.get(node, 0))
 
     @property
     def largest(self) -> int:

@@ -82,6 +82,16 @@ def close(state: State, node: str, *, drain: bool) -> list[FunctionState]:
     return list(concerned.values())
 
 
+def resize(state: State, node: str, memory: int) -> None:
+    if node not in state.ledger.nodes:
+        return
+    state.ledger.resize(node, memory)
+    if state.ledger.excess(node):
+        supply.shed(state, node)
+    supply.feed_starved(state)
+    state.ask_for_pass()
+
+
 def reopen(state: State, node: str) -> None:
     if node not in state.closed:
         return

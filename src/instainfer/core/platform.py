@@ -378,6 +378,10 @@ def node_opened(state: State, event: ev.NodeOpened) -> None:
     nodes.reopen(state, event.node)
 
 
+def node_resized(state: State, event: ev.NodeResized) -> None:
+    nodes.resize(state, event.node, event.memory)
+
+
 def function_deployed(state: State, event: ev.FunctionDeployed) -> None:
     """A new function, or a new revision: instances of the old one end when they are idle."""
     function = state.functions.get(event.function.name)
@@ -507,6 +511,7 @@ HANDLERS: dict[type[ev.Event], Callable[[State, Any], None]] = {
     ev.NodeLost: node_lost,
     ev.NodeClosed: node_closed,
     ev.NodeOpened: node_opened,
+    ev.NodeResized: node_resized,
     ev.FunctionDeployed: function_deployed,
     ev.FunctionDeleted: function_deleted,
     ev.RequestArrived: request_arrived,

@@ -281,7 +281,11 @@ def make_room(state: State, function: FunctionState) -> None:
 def _missing(state: State, function: FunctionState) -> dict[str, int]:
     """Bytes that its container lacks on each node that could hold it, what is on its way back there counted in."""
     need, ledger = function.spec.memory, state.ledger
-    missing = {node: need - ledger.free(node) for node in state.open_nodes if ledger.memory(node) >= need}
+    missing = {
+        node: need - ledger.free(node) + ledger.excess(node)
+        for node in state.open_nodes
+        if ledger.memory(node) >= need
+    }
     for container in state.containers.values():
         if container.state == "destroying" and container.node in missing:
             missing[container.node] -= container.limit
@@ -397,6 +401,10 @@ def rest(state: State, container: Container) -> None:
         rule = "its node is being emptied" if container.closed else "its function was deleted"
         containers.destroy(state, container, Why(rule=rule))
         return
+    if state.ledger.excess(container.node):
+        shed(state, container.node)
+        if container.state != "ready":
+            return
     if container.timer is None:
         expires = state.keep_alive.expires_at(state.view(container, residents=False))
         if expires is not None:
@@ -404,6 +412,28 @@ def rest(state: State, container: Container) -> None:
             state.out.append(SetTimer(timer=f"expire:{container.id}", at=container.timer))
     if state.starved:
         feed_starved(state)
+
+
+def shed(state: State, node: str) -> None:
+    """More is promised there than it has: what loses least ends, as far as it is idle; then zygotes. What runs is
+    looked at when it is done."""
+    there = [one for one in state.containers.values() if one.node == node]
+    over = state.ledger.excess(node) - zygotes.leaving(state, node)
+    over -= sum(one.limit for one in there if one.state == "destroying")
+    why = Why(rule="its node has less memory than it had", weight=over)
+    quiet, _ = offered(state, [one for one in there if one.state == "ready"])
+    weigh = state.keep_alive.weigh
+    for view in sorted(quiet, key=lambda view: (weigh(view, state.now), view.id)):
+        if over > 0 and not view.pinned:
+            containers.destroy(state, state.containers[view.id], why)
+            over -= view.limit
+    if over > 0:
+        for ending in zygotes.offers(state, node):
+            if sum(zygote.bytes for zygote in ending) >= over:
+                break
+        else:
+            ending = [zygote for zygote in state.zygotes.values() if zygote.node == node]
+        zygotes.give_way(state, ending, why)
 
 
 def feed_starved(state: State) -> None:

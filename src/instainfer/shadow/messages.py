@@ -22,6 +22,7 @@ FOLLOWED: frozenset[type[ev.Event]] = frozenset(
         ev.NodeLost,
         ev.NodeClosed,
         ev.NodeOpened,
+        ev.NodeResized,
         ev.FunctionDeployed,
         ev.FunctionDeleted,
         ev.RequestArrived,
