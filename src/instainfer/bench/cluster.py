@@ -1,7 +1,7 @@
 """Many nodes: what a placement pass takes, and what share of the requests finds its function loaded.
 
 Simulated, with the policies and the core that the server runs: nodes of one cluster share a budget, whatever their
-number. What takes real machines is measured elsewhere.
+number. What takes processes (the way to another node, the loss of one) is measured with some, see nodes.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from instainfer.bench import nodes as real_nodes
 from instainfer.bench.report import Report
 from instainfer.core import events as ev
 from instainfer.core.actions import AnyAction
@@ -79,6 +80,7 @@ def measure(report: Report, *, quick: bool = False) -> None:
     for size in sizes:
         report.step(f"placement passes, {size.functions} functions in {size.containers} containers")
         report.rows.append(_row(size.name, decision(size)))
+    real_nodes.measure(report, quick=quick)
     length_s = LENGTH_S / 4 if quick else LENGTH_S
     for number in nodes:
         for policy in POLICIES:
@@ -93,13 +95,15 @@ def measure(report: Report, *, quick: bool = False) -> None:
         [
             [
                 row["name"],
-                f"{row['value']:.1%}" if row["unit"] == "fraction" else f"{row['value']:.2f} ms",
+                f"{row['value']:.1%}" if row["unit"] == "fraction" else f"{row['value']:.2f} {row['unit']}",
                 f"{row['p99_ms']:.2f} ms" if "p99_ms" in row else "-",
                 str(row.get("n", "-")),
             ]
             for row in report.rows
         ],
         [
+            "remote_hop: what an agent in another process adds to a warm no-op call; node_loss_recovery: until all"
+            " that a killed agent had loaded is loaded elsewhere.",
             "decision, scheduling: median processor time of a placement pass, snapshot included.",
             f"hit_rate: requests that found their function loaded; {FUNCTIONS} functions, memory for"
             f" {BUDGET:.0%} of them on all nodes together. instainfer: a pass is one node's.",

@@ -59,10 +59,10 @@ class Bench:
 
 
 @contextmanager
-def serving(*options: str) -> Iterator[Bench]:
+def serving(*options: str, variables: Mapping[str, str] | None = None) -> Iterator[Bench]:
     """`instainfer serve` with these options and otherwise the defaults (settings of this user's do not count,
-    but the sandbox's do), on a free port, in a temporary data directory. Stopped at the end, whatever happens.
-    Raises Unavailable with the server's log when it does not come up."""
+    but the sandbox's do, and these `variables`), on a free port, in a temporary data directory. Stopped at the
+    end, whatever happens. Raises Unavailable with the server's log when it does not come up."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -70,6 +70,7 @@ def serving(*options: str) -> Iterator[Bench]:
     }
     for key in ("INSTAINFER_CONFIG", "INSTAINFER_API_KEY"):
         kept.pop(key, None)
+    kept |= variables or {}
     with tempfile.TemporaryDirectory(prefix="instainfer-bench-") as directory:
         log = Path(directory) / "server.log"
         data = Path(directory) / "data"
