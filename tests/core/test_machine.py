@@ -197,6 +197,10 @@ class Machine(RuleBasedStateMachine):
     def node_opens(self, node: str) -> None:
         self.world.fed(ev.NodeOpened(node=node))
 
+    @rule(node=st.sampled_from(["m", "n"]), memory=st.sampled_from([50, 300, 1200]))
+    def node_resizes(self, node: str, memory: int) -> None:
+        self.world.fed(ev.NodeResized(node=node, memory=memory * MB))
+
     @precondition(lambda self: "m" in self.world.state.ledger.nodes)
     @rule(read=st.booleans())
     def node_dies(self, read: bool) -> None:
@@ -267,10 +271,11 @@ class Machine(RuleBasedStateMachine):
             world.fire()
             world.settle()
         for request in sorted(world.accepted - set(world.ended)):
-            # What pins hold is not to be had: those wait until the shell's limit of the wait takes them back.
+            # What pins hold is not to be had, nor what a lost node had: those wait until the shell's limit of the
+            # wait takes them back.
             function = world.state.requests[request].function
             assert function.spec.name in world.state.starved, f"{request} waits for nothing"
-            assert any(f.pinned for f in world.state.functions.values())
+            assert world.state.homeless(function) or any(f.pinned for f in world.state.functions.values())
             world.fed(ev.RequestCancelled(request=request))
         left = world.accepted - set(world.ended)
         assert not left, f"requests {sorted(left)} never end: {[f.queue for f in world.state.functions.values()]}"
