@@ -86,6 +86,11 @@ class Copies:
         """Of each copy that is loaded or will be."""
         return self._nodes.get(function, ())
 
+    @property
+    def loaded(self) -> Iterable[tuple[str, int]]:
+        """Functions that are loaded or will be, and how often, by name."""
+        return sorted((name, len(nodes)) for name, nodes in self._nodes.items())
+
     def wanted(self, function: FunctionView) -> bool:
         """May a pre-load of it gain anything? Not if it is ready, nor if a copy runs or loads: that one is
         free before long, and whether a request should rather have a second one is known when it comes."""
@@ -134,21 +139,27 @@ def _bin(snapshot: Snapshot, container: ContainerView, copies: Copies, worth: Wo
     )
 
 
-def apart(bins: list[Bin], function: FunctionView, nodes: Iterable[str]) -> list[Bin]:
-    """No further copy of it goes where one is already, as long as another node could take it: that one may go."""
-    there = set(nodes)
-    if not any(
-        bin.open
-        and bin.node not in there
-        and bin.namespace == function.namespace
-        and bin.own in ("", function.name)
-        and function.name not in bin.fixed
-        and bin.free + sum(held.bytes for held in bin.held) >= function.loaded_bytes
-        for bin in bins
-    ):
+def apart(bins: list[Bin], functions: Iterable[FunctionView], copies: Copies) -> list[Bin]:
+    """No further copy of these goes where one is already, as long as another node could take it: a node may go."""
+    rooms = [(bin, bin.free + sum(held.bytes for held in bin.held)) for bin in bins if bin.open]
+    barred: dict[str, list[str]] = {}  # by node
+    for function in functions:
+        name, there = function.name, set(copies.nodes(function.name))
+        if any(
+            size >= function.loaded_bytes
+            and bin.node not in there
+            and bin.namespace == function.namespace
+            and bin.own in ("", name)
+            and name not in bin.fixed
+            for bin, size in rooms
+        ):
+            for node in sorted(there):
+                barred.setdefault(node, []).append(name)
+    if not barred:
         return bins
     return [
-        replace(bin, fixed=(*bin.fixed, function.name)) if bin.open and bin.node in there else bin for bin in bins
+        replace(bin, fixed=(*bin.fixed, *barred[bin.node])) if bin.open and bin.node in barred else bin
+        for bin in bins
     ]
 
 

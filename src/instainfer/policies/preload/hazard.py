@@ -26,7 +26,7 @@ TICK_S = 1.0
 #: How far ahead a function without a rate is asked about: is there an announcement that will give it one?
 _ANNOUNCED_S = 86400.0
 #: Of a further copy: what fewer calls would use is not worth its load.
-LEAST_SHARE = 0.05
+LEAST_SHARE = 0.1
 
 
 class HazardPreload:
@@ -70,17 +70,20 @@ class HazardPreload:
 
         copies = Copies(snapshot)
         further: dict[str, float] = {}  # functions that another copy is worth having of -> its share
-        for view in snapshot.functions:
-            there = len(copies.nodes(view.name))
-            if there and not view.blocked and (part := share(view.name, there)) >= LEAST_SHARE:
-                further[view.name] = part
+        for name, there in copies.loaded:
+            known = views.get(name)
+            if known is None or known.blocked:
+                continue
+            if rates[name] * known.service_s < LEAST_SHARE * there * known.concurrency:
+                continue  # Markov's bound
+            if (part := share(name, there)) >= LEAST_SHARE:
+                further[name] = part
         wanted = [view for view in snapshot.functions if view.name in further or copies.wanted(view)]
         if not wanted:
             return Plan()
         bins = bins_of(snapshot, copies, worth, share)
         if further and len(snapshot.load_slots) > 1:
-            for name in further:
-                bins = apart(bins, views[name], copies.nodes(name))
+            bins = apart(bins, [views[name] for name in further], copies)
         candidates = [view for view in wanted if rates[view.name] > 0.0]
         values = {view.name: rates[view.name] * further.get(view.name, 1.0) for view in candidates}
         chosen: list[Assignment] = []
