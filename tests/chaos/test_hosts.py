@@ -29,7 +29,7 @@ from instainfer.client import PREFIX, Client
 from tests.chaos.hosts import MARKS, Host, Lab, groups
 from tests.live.server_helpers import SANDBOX, Server, eventually, gone, kill
 
-pytestmark = [pytest.mark.slow, pytest.mark.root]
+pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(300)]
 
 GCS, PORT = 6379, 3233
 LOST_S = 2.0
@@ -300,7 +300,7 @@ class Cluster:
 
     def lost(self, host: Host) -> bool:
         """It has not joined any more; once Ray has given it up, too, it is not even told of."""
-        return self.nodes().get(host.name, {"state": "joining"})["state"] == "joining"
+        return bool(self.nodes().get(host.name, {"state": "joining"})["state"] == "joining")
 
     def joined(self, *, ray: bool = False) -> None:
         """Both have joined, and if that is asked, Ray hears of them."""
