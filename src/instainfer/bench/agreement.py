@@ -45,7 +45,13 @@ _STARTS = {
 
 
 def measure(
-    trace: Path, folder: Path, models: Sequence[Model], serve: Sequence[str], replay: Sequence[str], report: Report
+    trace: Path,
+    folder: Path,
+    models: Sequence[Model],
+    serve: Sequence[str],
+    replay: Sequence[str],
+    warmup: str,
+    report: Report,
 ) -> list[tuple[str, dict[str, Any]]]:
     """(what it is, its row): the live one first."""
     calls, costs, turned_out = folder / "live" / "calls.jsonl", folder / "costs.json", folder / "turned-out.json"
@@ -64,7 +70,9 @@ def measure(
     for name, profiles in (("as deployed", costs), ("as they turned out", turned_out)):
         report.say(f"simulating, costs {name}")
         out = folder / f"simulated-{profiles.stem}"
-        _instainfer("simulate", str(calls), "--profiles", str(profiles), "-o", str(out), *_like(live))
+        _instainfer(
+            "simulate", str(calls), "--profiles", str(profiles), "-o", str(out), *_like(live), "--warmup", warmup
+        )
         rows.append((f"simulated, costs {name}", _row(out)))
     return rows
 
@@ -107,7 +115,6 @@ def _like(live: Mapping[str, Any]) -> list[str]:
         "--keep-alive": live["keep_alive"],
         "--budgets": live["budget_fraction"],
         "--min-calls": 1,
-        "--warmup": WARMUP,
         "--load-slots": len(os.sched_getaffinity(0)),  # as the server has them
     }
     return [str(word) for pair in given.items() for word in pair] + ["--trace-durations"]
@@ -183,6 +190,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", default=",".join(MODELS), help="of `bench load`'s [eight that build quickly]")
     parser.add_argument("--memory", default="2GB", help="of the server [2GB]")
     parser.add_argument("--policy", default="hazard", help="of the server [hazard]")
+    parser.add_argument(
+        "--warmup", default=WARMUP, help="of the trace, not counted [0.2]; 0 counts the cold starts it begins with"
+    )
     parser.add_argument("--minutes", default=":", help="A:B, of the trace [all]")
     given = parser.parse_args(args)
     try:
@@ -190,9 +200,11 @@ def main(args: Sequence[str] | None = None) -> int:
             raise BadInput(f"{given.trace} is not there", hint="name a trace")
         given.output.mkdir(parents=True, exist_ok=True)
         serve = ("--memory", given.memory, "--policy", given.policy)
-        replay = ("--warmup", WARMUP, "--minutes", given.minutes)
+        replay = ("--warmup", given.warmup, "--minutes", given.minutes)
         with Report("agreement") as report:
-            rows = measure(given.trace, given.output, choose(given.models.split(",")), serve, replay, report)
+            rows = measure(
+                given.trace, given.output, choose(given.models.split(",")), serve, replay, given.warmup, report
+            )
             _show(rows, report)
     except InstaInferError as error:
         print(f"{error.detail}\n{error.message}; {error.hint}", file=sys.stderr)
