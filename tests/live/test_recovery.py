@@ -250,8 +250,12 @@ def test_a_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
             responses = flight.responses()
         for response in responses:
             assert response.status_code == 503
-            assert response.json()["type"] == "urn:instainfer:error:unavailable"
             assert int(response.headers["retry-after"]) > 0
+        ran, waited = responses
+        assert ran.json()["type"] == "urn:instainfer:error:unavailable"
+        assert "x-instainfer-again" not in ran.headers
+        assert waited.json()["type"] == "urn:instainfer:error:stopping"  # it was not begun
+        assert waited.headers["x-instainfer-again"] == "safe"
         assert own.leftovers() == []
 
 
