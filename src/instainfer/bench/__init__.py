@@ -1,8 +1,9 @@
 """Benchmarks: what the platform adds to a call, what each kind of start costs, what loading does and how much it
 serves, against the plain way of doing the same, side by side in one run.
 
-Every benchmark but `placement`, which computes, starts servers of its own with a private data directory on a free port
-and leaves nothing behind; most of `cluster` is simulated. How long it takes is set by the environment, see `plan`.
+Every benchmark but `placement`, which computes, starts servers of its own with a private data directory on a free
+port and leaves nothing behind; most of `cluster` is simulated. How long it takes is set by the environment, see
+`plan`.
 """
 
 from __future__ import annotations
