@@ -30,7 +30,7 @@ QUICK = 2  # seeds and events, of the small size alone
 Problem = tuple[list[Bin], list[Item]]
 
 
-#: Plain, and as it is by default: what was placed is moved about. Without hysteresis, which is no loss.
+#: Plain, as it is by default, and with what was placed moved about. Without hysteresis, which is no loss.
 PLACEMENTS: dict[str, Callable[[], Greedy]] = {
     "greedy": lambda: Greedy(0.0),
     "exchange": lambda: Greedy(0.0, exchange_from=ENOUGH),
@@ -204,7 +204,7 @@ def measure(report: Report, *, quick: bool = False) -> None:
             "instance: family, memory as a share of all functions' size, containers empty or full, functions x"
             " containers.",
             "loss: against the linear relaxation, in which items can be cut: a bound above the best.",
-            "placement: plain greedy, and with what was placed moved about, as it is by default.",
+            "placement: plain greedy, the default, and with what was placed moved about.",
             "ms: processor time; median (least-most). An event: one function is worth twice as much.",
         ],
     )

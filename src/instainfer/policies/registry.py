@@ -21,7 +21,6 @@ from instainfer.policies.keepalive.openwhisk import openwhisk
 from instainfer.policies.keepalive.pagurus import Pagurus
 from instainfer.policies.keepalive.pressure import Pressure
 from instainfer.policies.keepalive.rainbowcake import RainbowCake
-from instainfer.policies.placement.exchange import ENOUGH
 from instainfer.policies.placement.greedy import Greedy
 from instainfer.policies.predict.arima import Arima
 from instainfer.policies.predict.forest import Forest
@@ -117,7 +116,7 @@ _KEEP_ALIVES: dict[str, Callable[..., KeepAlive]] = {
 }
 
 _MODES: dict[str, tuple[Callable[..., PreloadPolicy], str]] = {
-    "hazard": (lambda churn=0.1: HazardPreload(Greedy(churn, exchange_from=ENOUGH)), "hazard"),
+    "hazard": (lambda churn=0.1: HazardPreload(Greedy(churn)), "hazard"),
     "tyche": (_tyche, "poisson"),
     "instainfer": (_instainfer, "poisson"),
     "none": (NoPreload, "hazard"),
