@@ -81,6 +81,11 @@ class Mode(NamedTuple):
     predictor: str
 
 
+def _hazard(churn: float = 0.1, exchange: float = 0.0) -> PreloadPolicy:
+    """`exchange`: from so many placed functions on they are moved about until more fits; 0: never."""
+    return HazardPreload(Greedy(churn, exchange_from=int(exchange) if exchange >= 1.0 else None))
+
+
 def _tyche(p_load: float = 0.06, p_offload: float = 0.94) -> PreloadPolicy:
     return TimerPreload(p_load, p_offload, Greedy(churn=0.0))
 
@@ -116,7 +121,7 @@ _KEEP_ALIVES: dict[str, Callable[..., KeepAlive]] = {
 }
 
 _MODES: dict[str, tuple[Callable[..., PreloadPolicy], str]] = {
-    "hazard": (lambda churn=0.1: HazardPreload(Greedy(churn)), "hazard"),
+    "hazard": (_hazard, "hazard"),
     "tyche": (_tyche, "poisson"),
     "instainfer": (_instainfer, "poisson"),
     "none": (NoPreload, "hazard"),
