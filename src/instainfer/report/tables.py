@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from instainfer.lab.simulate import Settings
-from instainfer.report import Maker, latency, policies
+from instainfer.report import Maker, latency, nodes, policies
 
 AZURE_2019 = "azure2019_500f_8h"
 AZURE_2021 = "azure2021_200.csv"
@@ -188,7 +188,7 @@ TABLES: dict[str, Table] = {
     ),
     "scaling-nodes": Table(
         "Scaling with the number of nodes that share the memory",
-        (policies.scaling,),
+        (nodes.section,),
         tuple(
             Part(("mixed-100.json",), ("none", "tyche", "hazard"), (0.4,), _containers(
                 tick_s=10.0, nodes=nodes))
