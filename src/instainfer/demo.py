@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from instainfer.client import Answer, Client
-from instainfer.errors import InstaInferError, Unavailable
+from instainfer.errors import BadInput, InstaInferError, Unavailable
 from instainfer.packing import pack
 from instainfer.picture import draw
 from instainfer.samples import example
@@ -50,6 +50,11 @@ def run(json_path: Path | None = None, picture_path: Path | None = None) -> None
     from rich.console import Console
 
     console = Console(stderr=str(json_path) == "-")
+    for path in (json_path, picture_path):  # found out now, not after minutes
+        if path is not None and str(path) != "-" and not os.access(path.absolute().parent, os.W_OK):
+            raise BadInput(f"{path} cannot be written", hint="give a file in a folder that you may write to")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing stays then either
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="instainfer-demo-") as directory:
         home = Path(directory)

@@ -426,3 +426,10 @@ def test_every_request_goes_to_one_node(trace: Path) -> None:
         assert list(share.work.times) == [work.times[number] for number in share.numbers]
         assert list(share.work.which) == [work.which[number] for number in share.numbers]
         assert len(work.times) / 6 < len(share.numbers) < len(work.times) / 2
+
+
+@pytest.mark.parametrize("text", ["", ",", "abc", "-1", "0", "nan", "1e9", "200GB"])
+def test_a_budget_that_is_none_says_what_one_is(trace: Path, text: str) -> None:
+    result = run(str(trace), "--policies", "lru", "--budgets", text)
+    assert result.exit_code == 2
+    assert "budget" in result.stderr and "hint: write" in result.stderr

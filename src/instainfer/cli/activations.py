@@ -22,9 +22,11 @@ _ACTIVATION = re.compile(r"[0-9a-f]{32}")
 def activations(
     session: Session,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this function's.")] = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this one's.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
-    skip: Annotated[int, typer.Option(min=0, help="Pass over so many of the latest.")] = 0,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Only this one's.")
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 20,
+    skip: Annotated[int, typer.Option(metavar="N", min=0, help="Pass over so many of the latest.")] = 0,
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Not older than this: 30s, 10m, 1d.")] = None,
 ) -> None:
     """List the latest invocations, and where their time went."""
@@ -71,7 +73,7 @@ def _row(activation: dict[str, Any]) -> list[str]:
 def logs(
     session: Session,
     what: Annotated[str, typer.Argument(metavar="NAME|ACTIVATION", help="A function, or one activation's id.")],
-    limit: Annotated[int, typer.Option(min=1, help="At most so many lines of a function.")] = 200,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many lines of a function.")] = 200,
 ) -> None:
     """Show what a function, or one activation of it, printed."""
     if _ACTIVATION.fullmatch(what):

@@ -41,9 +41,14 @@ def agent(
         Path | None, typer.Option(metavar="FILE", help="Settings [INSTAINFER_CONFIG, then ./instainfer.toml].")
     ] = None,
     detach: Annotated[
-        bool, typer.Option(help="Start it in a session of its own, unless it runs; return when it can be joined.")
+        bool,
+        typer.Option(
+            "--detach", help="Start it in a session of its own, unless it runs; return when it can be joined."
+        ),
     ] = False,
-    stop: Annotated[bool, typer.Option(help="End the one of this --data-dir, and what it runs.")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="End the one of this --data-dir, and what it runs.")
+    ] = False,
 ) -> None:
     """Run this machine's containers for a controller elsewhere.
 
@@ -114,9 +119,11 @@ def cluster(
     node: Annotated[str, typer.Argument(metavar="[NODE]", help="drain, restart: which.")] = "",
     nodes: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="up: how many.")] = 3,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="up: of each, for its containers.")] = "1GB",
-    port: Annotated[int, typer.Option(help="up: of the gateway, keep: of the server; 0 takes a free one.")] = 3233,
+    port: Annotated[
+        int, typer.Option(metavar="PORT", help="up: of the gateway, keep: of the server; 0 takes a free one.")
+    ] = 3233,
     sandbox: Annotated[str, typer.Option(metavar="KIND", help="up, keep: auto, linux or process.")] = "auto",
-    undo: Annotated[bool, typer.Option(help="drain, keep: take it back.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="drain, keep: take it back.")] = False,
 ) -> None:
     """Nodes, and a cluster on this machine to try it with.
 

@@ -28,10 +28,14 @@ def deploy(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="A function folder, a .py file or a zip; with --version, a NAME.")
     ],
-    name: Annotated[str | None, typer.Option(help="NAME or NAMESPACE/NAME [the folder's or file's].")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="NAME or NAMESPACE/NAME [the folder's or file's].")
+    ] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Limit of its container: 512MB, 2GB.")] = None,
     timeout: Annotated[str | None, typer.Option(metavar="TIME", help="Of one call: 30s, 5m.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at a time in one instance.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Requests at a time in one instance.")
+    ] = None,
     param: Annotated[Many, typer.Option(metavar="K=V", help="A default parameter; may be repeated.")] = None,
     sample: Annotated[
         Path | None, typer.Option(metavar="FILE", help="One real input: every load ends with a call of it.")
@@ -40,7 +44,9 @@ def deploy(
         str | None, typer.Option("--sample-type", metavar="TYPE", help="Its content type [by its name].")
     ] = None,
     env: Annotated[Many, typer.Option(metavar="K=V", help="An environment variable; may be repeated.")] = None,
-    python: Annotated[str | None, typer.Option(help='"3.11", or the path of an interpreter.')] = None,
+    python: Annotated[
+        str | None, typer.Option(metavar="VERSION", help='"3.11", or the path of an interpreter.')
+    ] = None,
     requirement: Annotated[
         Many, typer.Option(metavar="LINE", help="Instead of the function's own; may be repeated.")
     ] = None,

@@ -16,7 +16,9 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A function: NAME, or 
 @command("ls", example="instainfer ls --namespace default")
 def ls(
     session: Session,
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this one's.")] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Only this one's.")
+    ] = None,
 ) -> None:
     """List functions, how ready each is and what loading it takes."""
     found = session.client.functions(namespace)
@@ -161,7 +163,9 @@ def hint(
     session: Session,
     name: Name,
     in_: Annotated[str, typer.Option("--in", metavar="TIME", help="From now: 30s, 5m, 2h.")],
-    probability: Annotated[float, typer.Option(min=0.0, max=1.0, help="How sure that it comes.")] = 1.0,
+    probability: Annotated[
+        float, typer.Option(metavar="SHARE", min=0.0, max=1.0, help="How sure that it comes.")
+    ] = 1.0,
 ) -> None:
     """Say that a request is coming.
 

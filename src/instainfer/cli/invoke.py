@@ -14,7 +14,7 @@ import typer.core
 
 from instainfer.cli.functions import Name
 from instainfer.cli.output import STYLES, full_block, is_terminal, phase_lines, print_json
-from instainfer.cli.session import Session, Usage, command, split_name
+from instainfer.cli.session import Command, Session, Usage, command, split_name
 from instainfer.units import say_ms
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ JSON = "application/json"
 _JOIN = "\0"  # the one character that no argument of a process can hold
 
 
-class _PairsCommand(typer.core.TyperCommand):
+class _PairsCommand(Command):
     """`-p KEY VALUE`, repeated: the parser below knows options of two values only when given once."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -20,7 +20,9 @@ def jobs(
     result: Annotated[bool, typer.Option("--result", help="Print only the answer's bytes, as they are.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="A dead one gets its attempts again.")] = False,
     state: Annotated[JobState | None, typer.Option(help="Only these.")] = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this one's.")] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Only this one's.")
+    ] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=1, max=2000, help="How many.")] = 50,
 ) -> None:
     """Show requests that are answered later, or the answer of one."""

@@ -60,7 +60,9 @@ def bench(
         bool,
         typer.Option("--quick", help="For load: only three small models. For cluster and placement: a small one."),
     ] = False,
-    rounds: Annotated[int | None, typer.Option(min=1, help="For load: how often each start is taken [5].")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="For load: how often each start is taken [5].")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="For load: draw the result as an SVG.")
     ] = None,

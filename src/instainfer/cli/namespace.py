@@ -34,9 +34,9 @@ def namespace(
         int | None, typer.Option(metavar="N", min=0, help="limit: requests under way; 0: no limit.")
     ] = None,
     requests_per_minute: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="limit; 0: no limit.")
+        int | None, typer.Option(metavar="N", min=0, help="limit: of calls; 0: no limit.")
     ] = None,
-    functions: Annotated[int | None, typer.Option(metavar="N", min=0, help="limit; 0: no limit.")] = None,
+    functions: Annotated[int | None, typer.Option(metavar="N", min=0, help="limit: of them; 0: no limit.")] = None,
     stored: Annotated[
         str | None, typer.Option(metavar="SIZE", help="limit: of its packages, all versions; 0: no limit.")
     ] = None,

@@ -14,7 +14,7 @@ CapPerMinute = Annotated[
     int | None, typer.Option(metavar="K", min=1, help="At most K calls of a function a minute.")
 ]
 MinCalls = Annotated[int, typer.Option(metavar="N", min=1, help="Leave out functions that are called less often.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of where in its minute a call falls.")]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Of where in its minute a call falls.")]
 
 
 def seconds(option: str, text: str) -> float:

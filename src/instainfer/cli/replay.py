@@ -49,7 +49,7 @@ def replay(
         typer.Option("--map", metavar="FILE", help='JSON: {"function of the trace": "function of the server"}.'),
     ] = None,
     namespace: Annotated[
-        str | None, typer.Option("--namespace", "-n", help="Only this one's functions stand in.")
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Only this one's functions stand in.")
     ] = None,
     minutes: Minutes = None,
     cap_per_minute: CapPerMinute = None,
@@ -117,7 +117,9 @@ def _mapping(file: Path) -> dict[str, str]:
     except OSError as error:
         raise Usage(f"{file} cannot be read: {error.strerror}", hint="give the path of an existing file") from None
     except ValueError as error:
-        raise Usage(f"{file} is not JSON: {error}") from None
+        raise Usage(
+            f"{file} is not JSON: {error}", hint='write {"function of the trace": "function of the server", …}'
+        ) from None
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise Usage(
             f"{file} maps no functions", hint='write {"function of the trace": "function of the server", …}'

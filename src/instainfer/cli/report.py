@@ -15,15 +15,20 @@ from instainfer.cli.session import Session, command
 def report(
     session: Session,
     results: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="What simulate -o and replay -o wrote; files of bench.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="What simulate -o and replay -o wrote; files of bench --json and activations --json.",
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the report goes [the first DIR].")
     ] = None,
 ) -> None:
-    """Write tables and figures of results.
+    """Write tables and figures of results, or of a server's calls.
 
-    report.html needs nothing else: no network, light and dark, fit for print. report.md has its figures beside it.
+    report.html needs nothing else: no network, light and dark, fit for print and phones, each figure with its
+    data as a file and the command that makes it. report.md has its figures beside it.
     """
     from instainfer.report import write
 

@@ -19,8 +19,10 @@ from instainfer.units import say_mb, say_s
 @command("serve", example="instainfer serve --memory 8GB --port 3233")
 def serve(
     session: Session,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on [3233]; 0 takes a free one.")] = None,
+    host: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port to listen on [3233]; 0 takes a free one.")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where packages, environments and records are kept.")
     ] = None,

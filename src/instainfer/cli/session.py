@@ -45,7 +45,8 @@ _GLOBAL: dict[str, tuple[Any, Any]] = {
 app = typer.Typer(
     name="instainfer",
     help="Serverless ML inference: functions scale to zero, and are loaded before the request comes.",
-    epilog="--json, --url, --data-dir and --api-key may stand anywhere on the line.",
+    epilog="--json, --url, --data-dir and --api-key may stand anywhere on the line. A SIZE is written as 512MB or "
+    "1GiB, a TIME as 500ms, 30s, 5m or 2h (a bare number is seconds), a SHARE as 0.1.",
     no_args_is_help=True,
     rich_markup_mode=None,  # rich takes longer to import than everything else together
     pretty_exceptions_enable=False,
@@ -92,8 +93,18 @@ def root(
     ctx.obj = Session(json, url, data_dir, api_key)
 
 
+class Command(typer.core.TyperCommand):
+    """A verb whose help says what an argument is, and not what Python makes of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            if isinstance(parameter, typer.core.TyperArgument) and parameter.metavar:
+                parameter.display_type_rich = lambda ctx: ""  # type: ignore[method-assign] # no other way
+
+
 def command(
-    name: str, *, example: str, cls: type[typer.core.TyperCommand] | None = None
+    name: str, *, example: str, cls: type[Command] = Command
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register `function(session, …)` as a verb; its docstring is the help. A function that has a parameter
     of a global option's name keeps its own meaning of it."""

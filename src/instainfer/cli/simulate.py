@@ -137,12 +137,8 @@ def simulate(
         tick_s=seconds("--tick", tick),
     )
     names = listed(policies) or (["lru", "gdsf", "hazard"] if world is Kind.POOL else ["none", "hazard"])
-    cases = [
-        lab.Case(trace, name, budget)
-        for trace in traces
-        for budget in (_share(text) for text in listed(budgets))
-        for name in names
-    ]
+    shares = [_share(text) for text in listed(budgets)] or [_share(budgets)]
+    cases = [lab.Case(trace, name, budget) for trace in traces for budget in shares for name in names]
     try:
         lab.check(settings, cases)
     except BadSettings as error:
@@ -225,7 +221,9 @@ def _known(value: float | None, say: Callable[[float], str]) -> str:
 def profile(
     session: Session,
     part: Annotated[Part, typer.Argument(help="export: what each function was measured to cost.")],
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this one's.")] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Only this one's.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")
     ] = None,
@@ -298,7 +296,9 @@ def _share(text: str) -> float:
     try:
         share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
     except ValueError:
-        raise Usage(f"{text!r} is no budget", hint="write shares, such as 0.05,0.1 or 5%,10%") from None
+        raise Usage(
+            f"{text!r} is no budget", hint="write shares of all functions' size, such as 0.05,0.1 or 5%,10%"
+        ) from None
     return share
 
 

@@ -140,7 +140,10 @@ def check(settings: Settings, cases: list[Case]) -> None:
             whole = settings.minutes is None and settings.cap_per_minute is None
             bounding.check(mode, case.trace, whole=whole)
         if not 0.0 < case.budget <= 100.0:
-            raise BadSettings(f"a budget of {case.budget}", hint="a share of all functions' size, such as 0.1")
+            raise BadSettings(
+                f"a budget of {case.budget:g} is no share of all functions' size that can be simulated",
+                hint="write one above 0 and up to 100, such as 0.1 or 10%",
+            )
     if not 0.0 <= settings.warmup < 1.0:
         raise BadSettings(f"a warm-up of {settings.warmup}", hint="a share of the trace, such as 0.25")
     if settings.world == "containers":

@@ -387,7 +387,8 @@ def _json(file: Path) -> Any:
     except OSError as error:
         raise BadInput(f"{file} cannot be read: {error.strerror}", hint="check its permissions") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(f"{file} is not JSON: {error}", hint=_AGAIN) from None
+        ours = file.suffix in (".json", ".jsonl")  # a trace, say, is not damaged but another thing
+        raise BadInput(f"{file} is not JSON: {error}", hint=_AGAIN if ours else calls.READS) from None
 
 
 def _check_version(file: Path, value: Mapping[str, Any]) -> None:

@@ -16,6 +16,12 @@ from instainfer.errors import BadInput
 from instainfer.traces import table
 from instainfer.traces.base import REASONS_KEPT, Trace, TraceReport, gather
 
+_EXPECTED = (
+    "write what `instainfer activations --json --limit 2000` prints, or lines such as "
+    '{"namespace": "default", "function": "f", "wall": 1700000000.5}; '
+    'a synthetic trace is {"synthetic": "mixed", "functions": 40, "hours": 8}'
+)
+
 
 class _Phases(msgspec.Struct):
     inference_ms: float = 0.0
@@ -56,7 +62,8 @@ def read(path: Path) -> Trace:
         else:
             records.append(record)
     if not records:
-        raise BadInput(f"{path} has no activation that can be used", hint=reasons[0] if reasons else "it is empty")
+        why = f": {reasons[0]}" if reasons else ": it is empty"
+        raise BadInput(f"{path} has no activation that can be used{why}", hint=_EXPECTED)
     walls = np.array([record.wall for record in records])
     order = np.argsort(walls, kind="stable")  # a server lists the newest first
     places: dict[str, int] = {}
