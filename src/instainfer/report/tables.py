@@ -191,7 +191,7 @@ TABLES: dict[str, Table] = {
         (nodes.section,),
         tuple(
             Part(("mixed-100.json",), ("none", "tyche", "hazard"), (0.4,), _containers(
-                tick_s=10.0, nodes=nodes))
+                tick_s=1.0, nodes=nodes))
             for nodes in (1, 4, 16)
         ),
         Check("mixed-100.json", "none", 0.4),
