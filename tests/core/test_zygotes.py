@@ -10,7 +10,7 @@ from instainfer.core import checkpoint, containers
 from instainfer.core import events as ev
 from instainfer.core.lifecycle import IllegalTransition
 from instainfer.core.platform import Platform
-from instainfer.core.prices import UNMEASURED_S, price, saved_by_fork
+from instainfer.core.prices import UNMEASURED_S, price
 from instainfer.model import Costs, Level, Origin
 from tests.core.world import MB, World, function, platform
 
@@ -487,17 +487,6 @@ def test_prices_of_what_was_never_measured() -> None:
     whole = price(costs)
     assert (whole.import_s, whole.loading_s) == (costs.import_s, costs.loading_s)
     assert (whole.bytes(Level.IMPORTED), whole.bytes(Level.LOADED)) == (50 * MB, 100 * MB)
-
-
-def test_a_process_that_is_not_forked_has_to_start() -> None:
-    """0.08 s on top of its import, all of which a fork spares; without libraries it is all there is to gain."""
-    costs = replace(OWN, start_s=0.08, fork_s=0.02)
-    spawned, forked = price(costs), price(costs, Origin.FORKED)
-    assert spawned.import_s == pytest.approx(0.58) and spawned.loading_s == pytest.approx(1.08)
-    assert forked.import_s == pytest.approx(0.02) and forked.loading_s == pytest.approx(0.52)
-    assert saved_by_fork(costs) == pytest.approx(0.56)
-    bare = replace(OWN, start_s=0.08, import_s=0.0, load_s=0.0)
-    assert price(bare).loading_s == price(bare).import_s == 0.08
 
 
 def test_a_checkpoint_keeps_zygotes() -> None:

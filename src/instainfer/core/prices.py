@@ -19,7 +19,7 @@ FORKED_BYTES = 8 << 20
 
 class Price(NamedTuple):
     origin: Origin
-    import_s: float  # until its libraries are there, from before there is a process
+    import_s: float  # until its libraries are there
     loading_s: float  # until it can answer as fast as a warm one, import_s included
     imported_bytes: int
     loaded_bytes: int  # cumulative
@@ -30,24 +30,19 @@ class Price(NamedTuple):
 
 def price(costs: Costs, origin: Origin = Origin.SPAWNED) -> Price:
     """Bytes of a fork or a clone that were never measured are taken to be those of a whole instance: promising
-    too little memory is worse than too much.
-
-    A new process has to start before it imports (`start_s`), and whoever finds an instance is spared that as well:
-    of a function without libraries it is all there is to gain.
-    """
-    started_s, whole_s = costs.start_s + costs.import_s, costs.start_s + costs.loading_s
+    too little memory is worse than too much."""
     if origin is Origin.FORKED:
         saved = saved_by_fork(costs)
         loaded = costs.forked_bytes or costs.loaded_bytes
         imported = min(FORKED_BYTES, costs.imported_bytes, loaded)
-        return Price(origin, started_s - saved, whole_s - saved, imported, loaded)
+        return Price(origin, costs.import_s - saved, costs.loading_s - saved, imported, loaded)
     if origin is Origin.CLONED:
-        clone_s = min(costs.clone_s or UNMEASURED_S, whole_s)
+        clone_s = min(costs.clone_s or UNMEASURED_S, costs.loading_s)
         loaded = costs.cloned_bytes or costs.loaded_bytes
         return Price(origin, 0.0, clone_s, min(FORKED_BYTES, loaded), loaded)
-    return Price(origin, started_s, whole_s, costs.imported_bytes, costs.loaded_bytes)
+    return Price(origin, costs.import_s, costs.loading_s, costs.imported_bytes, costs.loaded_bytes)
 
 
 def saved_by_fork(costs: Costs) -> float:
     """Seconds that a start takes less where a zygote is ready."""
-    return max(costs.start_s + costs.import_s - (costs.fork_s or UNMEASURED_S), 0.0)
+    return max(costs.import_s - (costs.fork_s or UNMEASURED_S), 0.0)

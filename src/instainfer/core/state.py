@@ -244,7 +244,7 @@ class FunctionState:
     def cold_s(self) -> float:
         """What a cold start costs beyond a warm one, seconds."""
         costs = self.spec.costs
-        cold_s = costs.container_s + costs.start_s + costs.loading_s
+        cold_s = costs.container_s + costs.loading_s
         return cold_s - saved_by_fork(costs) if self.libraries is not None and self.zygote() else cold_s
 
     def best_level(self, *, anywhere: bool = True) -> Level:

@@ -276,11 +276,9 @@ class Containers:
         )
         container.instances[instance.id] = instance
         self._instances[instance.id] = instance
-        import_s = found.import_s
-        if found.origin is Origin.SPAWNED:  # its price has both in one
-            costs = self._functions[function].costs
-            instance.start_s, import_s = costs.start_s * container.site.node.load_factor, costs.import_s
-        self._begin(instance, action.level, import_s, now)
+        if found.origin is Origin.SPAWNED:
+            instance.start_s = self._functions[function].costs.start_s * container.site.node.load_factor
+        self._begin(instance, action.level, found.import_s, now)
 
     def _price(self, function: int, site: _Site) -> Price:
         """By the fastest way there is: a clone of a loaded instance, a fork of a zygote, or from nothing."""
