@@ -98,8 +98,9 @@ def on_a_full_disk(tmp_path: Path, scenario: Callable[[LocalAgent, asyncio.Queue
         for kind in ("packages", "environments", "snapshots"):  # where a namespace's directory should come
             (tmp_path / kind).mkdir()
             (tmp_path / kind / "ns").touch()
+        kept = SimpleNamespace(directory=lambda namespace: tmp_path / "environments" / namespace)
         agent = LocalAgent(
-            cast(Sandbox, Nothing()), cast(Environments, None), tmp_path, memory=1 << 30, load_slots=1
+            cast(Sandbox, Nothing()), cast(Environments, kept), tmp_path, memory=1 << 30, load_slots=1
         )
         agent._loop, agent._report = asyncio.get_running_loop(), told.put_nowait
         agent._zygotes = agent._new_zygotes()

@@ -349,17 +349,24 @@ class Driver:
             said = {"id": asked.get("id"), "error": f"{type(error).__name__}: {error}".strip()[-800:]}
         self.say(said)
 
+    def _free(self, node: str, ip: str) -> int:
+        """MB of a host that nobody else holds."""
+        free = available_resources_per_node()
+        groups = ray.util.placement_group_table().values()
+        ours = sum(standing(group) for group in groups if group["name"] == group_name(node))
+        for entry in ray.nodes():
+            if entry["Alive"] and entry["NodeManagerAddress"] == ip and entry["Resources"].get(WARM):
+                return int(free.get(entry["NodeID"], {}).get(WARM, 0)) + ours
+        return 0
+
     def _reserve(self, stub: Any, node: str, ip: str, *, want: bool) -> None:
         """All that the host has and nobody else holds; a number that has changed is told with the next look."""
-        mb = 0
-        if want:
-            by_id = {entry["NodeID"]: entry for entry in ray.nodes() if entry["Alive"]}
-            free = available_resources_per_node()
-            held = ray.util.placement_group_table().values()
-            ours = sum(standing(group) for group in held if group["name"] == group_name(node))
-            for id, entry in by_id.items():
-                if entry["NodeManagerAddress"] == ip and entry["Resources"].get(WARM):
-                    mb = int(free.get(id, {}).get(WARM, 0)) + ours
+        mb, until = 0, time.monotonic() + RESERVE_S
+        while want and not mb:
+            mb = self._free(node, ip)
+            if time.monotonic() > until:
+                break
+            time.sleep(0.0 if mb else LOOK_S)  # what was given back a moment ago is told with the next report
         held = ray.get(stub.reserve.remote(node, ip, mb), timeout=START_S)
         if want:
             self._held[node] = held
