@@ -81,8 +81,12 @@ def ensure(
     raise Unavailable(f"none started in {data}: {said or 'it said nothing'}", hint=f"see {data / log}")
 
 
-def stop(data: Path, pid: int, seconds: float = 30.0) -> None:
-    """Tell it to end, and wait until it has. Raises Unavailable."""
+def stop(data: Path, seconds: float = 60.0) -> bool:
+    """Tell the one that lives there to end, whether it serves yet or not, and wait until it has; False where there
+    is none. Raises Unavailable."""
+    pid = lock.holder(data)
+    if pid is None:
+        return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + seconds
@@ -90,3 +94,4 @@ def stop(data: Path, pid: int, seconds: float = 30.0) -> None:
         if time.monotonic() > until:
             raise Unavailable(f"process {pid} of {data} does not end", hint="kill it")
         time.sleep(LOOK_S)
+    return True

@@ -23,10 +23,9 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped] # it ships no types
 
-from instainfer.agent import process
+from instainfer import outliving
 from instainfer.cluster import keeping
 from instainfer.errors import BadSettings, Conflict, Unavailable
-from instainfer.gateway import about
 from instainfer.units import parse_bytes
 
 FIRST = 11  # 127.0.0.11: Ray takes 127.0.0.1 for the address of some interface
@@ -91,9 +90,9 @@ def down(data: Path) -> int:
     state = _load(data)
     pids = [_process(entry) for entry in reversed(state.get("pids", []))]
     ended = sum(_end(one) for one in pids if one is not None)
-    ended += about.stop(data / "server")
+    ended += outliving.stop(data / "server")
     for agent in sorted((data / "server" / "agents").glob("*")):
-        ended += process.stop(agent)
+        ended += outliving.stop(agent)
     (data / STATE).unlink(missing_ok=True)
     if "tmp" in state:
         shutil.rmtree(state["tmp"], ignore_errors=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from instainfer import outliving
 from instainfer.agent import process
 from instainfer.cluster.base import Change, ClusterBackend, Joined, Lost, Resized, Suspect
 from instainfer.cluster.embedded import Embedded
@@ -89,7 +90,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
         yield made
     finally:
         for agent in agents.glob("*"):
-            process.stop(agent)
+            outliving.stop(agent)
 
 
 @contextlib.asynccontextmanager
@@ -254,7 +255,7 @@ def test_without_ray_the_hosts_that_it_had_last_are_asked(
         run(scenario)
     finally:
         for directory in (tmp_path / "agents").glob("*"):
-            process.stop(directory)
+            outliving.stop(directory)
 
 
 @pytest.mark.slow
@@ -293,7 +294,7 @@ def test_a_raylet_that_dies_takes_no_agent_with_it(hosts: tuple[str, list[Any], 
         run(scenario)
     finally:
         for directory in (tmp_path / "agents").glob("*"):
-            process.stop(directory)
+            outliving.stop(directory)
 
 
 #: Another driver on the cluster: it takes MB of a host, says so, and holds them until its input ends.
@@ -366,4 +367,4 @@ def test_other_work_on_the_cluster_and_ours_respect_each_other(
         run(scenario)
     finally:
         for directory in (tmp_path / "agents").glob("*"):
-            process.stop(directory)
+            outliving.stop(directory)

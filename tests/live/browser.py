@@ -20,6 +20,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="the dashboard's te
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 AXE = "4.10.3"
 MINUTES_S = 600
+PHONE = {"width": 390, "height": 844}
 
 
 def executable() -> str:

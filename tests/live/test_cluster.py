@@ -15,7 +15,7 @@ import httpx
 import pytest
 from psutil import Error, process_iter  # type: ignore[import-untyped] # it ships no types
 
-from instainfer import trial
+from instainfer import outliving, trial
 from instainfer.agent import process
 from instainfer.client import Client
 from instainfer.cluster import keeping
@@ -65,7 +65,7 @@ class Agents:
 
     def close(self) -> None:
         for name in self.about:
-            process.stop(self.data(name))
+            outliving.stop(self.data(name))
         for name in self.about:
             node = Server(self.directory)
             node.data = self.data(name)
@@ -245,7 +245,7 @@ def test_a_drained_node_finishes_and_nothing_fails(agents: Agents) -> None:
         for name in agents.about:  # a rolling restart
             server.client.drain(name)
             eventually(lambda name=name: nodes(server)[name]["state"] == "drained")  # type: ignore[misc]
-            assert process.stop(agents.data(name))
+            assert outliving.stop(agents.data(name))
             load.more()
             agents.again(name)
             eventually(lambda name=name: nodes(server)[name]["state"] == "drained")  # type: ignore[misc]

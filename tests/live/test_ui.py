@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from instainfer.client import PREFIX
-from tests.live.browser import Tab, chromium, inaccessible
+from tests.live.browser import PHONE, Tab, inaccessible
 from tests.live.server_helpers import ECHO, Server, eventually
 
 pytestmark = pytest.mark.slow
@@ -28,13 +28,6 @@ def handler(event):
     return {{"said": {HOSTILE!r}, "event": event}}
 """
 PAGES = ("now", "timeline", "functions", "policies", "function/n/f")
-PHONE = {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -10,21 +10,14 @@ from typing import Any
 import pytest
 
 from instainfer.client import PREFIX
-from tests.live.browser import Tab, chromium, inaccessible
+from tests.live.browser import PHONE, Tab, inaccessible
 from tests.live.server_helpers import ECHO, Server, eventually
 from tests.live.test_cluster import Agents, nodes, served
 
 pytestmark = pytest.mark.slow
 
 WIDE = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

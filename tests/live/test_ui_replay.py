@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.live.browser import Tab, chromium, inaccessible
+from tests.live.browser import PHONE, Tab, inaccessible
 from tests.live.server_helpers import ECHO, Server, environment, eventually
 
 pytestmark = pytest.mark.slow
 
 FUNCTIONS = ("f", "g")
 EVERY_MS, CALLS = 60, 50  # of each function: three seconds
-DARK: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+DARK: dict[str, Any] = {"viewport": PHONE, "color_scheme": "dark"}
 LIGHT: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
 #: The page notes every event that it gets: its number and time, and the calls that it told of.
 NOTE = """async () => {
@@ -34,12 +34,6 @@ NOTE = """async () => {
     add.call(store, marks);
   };
 }"""
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,11 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from instainfer.report import write
-from tests.live.browser import chromium, inaccessible
+from tests.live.browser import PHONE, inaccessible
 
 from . import sample
 
 pytestmark = pytest.mark.slow
-
-PHONE = {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

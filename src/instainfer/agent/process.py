@@ -6,10 +6,8 @@ latest controller's that it has obeyed. A lock says whether it lives.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from instainfer import __version__, anew, lock, outliving, tls
+from instainfer import __version__, anew, ending, lock, outliving, tls
 from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.agent.http_server import serving
 from instainfer.artifacts.shelf import Shelf, in_folders
@@ -60,16 +58,8 @@ async def _run(
     settings: Settings, node: str, host: str, port: int, key: str, ready: Callable[[About], None]
 ) -> str:
     """Where it is to listen again, if its controller told it to begin anew."""
-    stop = asyncio.Event()
+    stop = ending.told()
     again: list[str] = []
-
-    def signalled() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, signalled)
     data = settings.server.data_dir
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock.alone(data):
@@ -115,12 +105,3 @@ def ensure(data: Path, arguments: Sequence[str], environ: dict[str, str] | None 
     of its own. Blocks. Raises Unavailable."""
     command = [sys.executable, "-m", "instainfer.cli", "agent", "--data-dir", str(data), *arguments]
     return outliving.ensure(data, ABOUT, About, LOG, command, environ, START_S)
-
-
-def stop(data: Path, seconds: float = 30.0) -> bool:
-    """Tell it to end, and wait until it has; False where there is none. Raises Unavailable."""
-    found = find(data)
-    if found is None:
-        return False
-    outliving.stop(data, found.pid, seconds)
-    return True

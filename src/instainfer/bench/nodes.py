@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from instainfer import outliving
 from instainfer.agent import process
 from instainfer.bench.http import Caller
 from instainfer.bench.loadgen import quantile
@@ -177,7 +178,7 @@ class Agents:
 
     def close(self) -> None:
         for node in self._about:
-            process.stop(self._directory / node)
+            outliving.stop(self._directory / node)
 
     def _start(self, node: str, listen: str) -> process.About:
         flags = ["--node", node, "--listen", listen, "--memory", self._memory]

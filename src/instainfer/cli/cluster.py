@@ -56,6 +56,7 @@ def agent(
     --data-dir is one node.
     """
     from instainfer import config as settings
+    from instainfer import outliving
     from instainfer.agent import process
 
     flags: dict[str, dict[str, Any]] = {
@@ -67,7 +68,7 @@ def agent(
         chosen = settings.load(config, flags=flags)
         data = chosen.server.data_dir
         if stop:
-            told = process.stop(data)
+            told = outliving.stop(data)
             _say(session, {"stopped": told}, "it has ended" if told else "there is none")
             return
         process.address(listen)

@@ -144,9 +144,7 @@ class Keeper:
 
     def end(self) -> None:
         self._over = True
-        pid = lock.holder(self._data)  # it may be about to start, or stand by
-        if pid is not None:
-            outliving.stop(self._data, pid, END_S)
+        outliving.stop(self._data, END_S)
 
     def _keep(self) -> None:
         while not self._over:

@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import secrets
-import signal
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -15,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from instainfer import tls
+from instainfer import ending, tls
 from instainfer.config import Settings, Tls, is_loopback
 from instainfer.errors import BadSettings
 from instainfer.front import announced
@@ -42,15 +41,7 @@ async def _run(settings: Settings, ready: Callable[[str], None]) -> None:
     secret = tls.calling(settings.tls)
     encrypted = tls.answering(Tls(cert=wanted.cert, key=wanted.cert_key))
     there = [Server(one, secret) for one in wanted.servers]
-    stop = asyncio.Event()
-
-    def signalled() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, signalled)
+    stop = ending.told()
     async with AsyncExitStack() as stack:
         listening = bind(wanted.host, wanted.port)
         stack.callback(listening.close)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from instainfer import lock, outliving
+from instainfer import outliving
 
 FILE = "server.json"  # in its data directory while it serves
 LOG = "server.log"  # of one that was detached
@@ -37,12 +37,3 @@ def ensure(
     Raises Unavailable where none serves in time; one that stands by goes on doing so."""
     command = [sys.executable, "-m", "instainfer.cli", "serve", "--data-dir", str(data), *arguments]
     return outliving.ensure(data, FILE, About, LOG, command, environ, seconds)
-
-
-def stop(data: Path, seconds: float = 60.0) -> bool:
-    """Tell it to end, and wait until it has; False where there is none. Raises Unavailable."""
-    pid = lock.holder(data)  # it may not serve yet, or stand by
-    if pid is None:
-        return False
-    outliving.stop(data, pid, seconds)
-    return True

@@ -9,7 +9,6 @@ import gc
 import logging
 import os
 import secrets
-import signal
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 import uvloop
 
-from instainfer import __version__, anew, door, lock, telemetry, tls
+from instainfer import __version__, anew, door, ending, lock, telemetry, tls
 from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.artifacts.peer import PREFIX
 from instainfer.artifacts.shelf import Shelf, in_folders
@@ -139,17 +138,8 @@ def _kept_key(file: Path) -> str:
 
 async def _serve(settings: Settings) -> int | None:
     """The port to listen on again, where it was told to begin anew."""
-    stop = asyncio.Event()
+    stop = ending.told()
     again: list[int] = []
-    loop = asyncio.get_running_loop()
-
-    def signalled() -> None:
-        if stop.is_set():
-            os._exit(1)  # twice: now. What is left behind is removed by the sandbox's launcher or the next start.
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, signalled)
     lost: list[InstaInferError] = []
 
     def ends(error: InstaInferError) -> None:

@@ -88,8 +88,8 @@ class Copies:
 
     @property
     def loaded(self) -> Iterable[tuple[str, int]]:
-        """Functions that are loaded or will be, and how often, by name."""
-        return sorted((name, len(nodes)) for name, nodes in self._nodes.items())
+        """Functions that are loaded or will be, and how often."""
+        return ((name, len(nodes)) for name, nodes in self._nodes.items())
 
     def wanted(self, function: FunctionView) -> bool:
         """May a pre-load of it gain anything? Not if it is ready, nor if a copy runs or loads: that one is
