@@ -16,10 +16,10 @@ demo: setup
 	$(BIN)/instainfer demo
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 fast: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 chaos: setup
 	CHAOS_SECONDS=600 $(BIN)/python -m pytest -s tests/chaos

@@ -149,7 +149,8 @@ def test_it_is_accessible(cluster: Server, browser: Any, scheme: str, size: dict
         page.locator(".grid table").wait_for()
         assert inaccessible(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-        assert page.locator("#act-a").bounding_box()["height"] >= 24
+        # in one look: an event may draw the card anew between two
+        assert page.evaluate("document.querySelector('#act-a').getBoundingClientRect().height") >= 24
 
 
 def test_names_of_nodes_are_text(tab: Tab) -> None:
