@@ -122,3 +122,13 @@ def test_starting_up_imports_nothing_heavy() -> None:
     code = f"import sys, instainfer.cli; print(sorted(set(sys.modules) & {heavy}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_server_brings_no_numpy() -> None:
+    """It takes 13 MB, and what serves does not calculate."""
+    code = (
+        "import sys; from instainfer.gateway import server; from instainfer.policies import registry;"
+        " registry.preload(); registry.predictor(); print('numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stdout

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from instainfer.model import Level
 from instainfer.policies.base import Assignment, Bin, Held, Item
-from instainfer.policies.placement import exchange
 from instainfer.policies.placement.ranking import Ranking, Step
 from instainfer.policies.placement.rooms import Option, Pool, Room, Spot, density
 
@@ -44,6 +43,12 @@ class Greedy:
         self.by_value = by_value
         self.exchange_from = exchange_from
         self._ranking = Ranking(by_value)
+        if exchange_from is not None:
+            from instainfer.policies.placement.exchange import (
+                improve,
+            )  # brings numpy, which a server can do without
+
+            self._improve = improve
 
     def place(self, bins: Sequence[Bin], items: Sequence[Item]) -> list[Assignment]:
         self._ranking.update(items)
@@ -52,7 +57,7 @@ class Greedy:
         if self.exchange_from is not None and len(made.spots) >= self.exchange_from:
             for (pool,) in made.shared.values():
                 options = self._ranking.options
-                exchange.improve(pool, made.rooms, made.spots, options, made.price, stay=made.raisable)
+                self._improve(pool, made.rooms, made.spots, options, made.price, stay=made.raisable)
         return made.assignments()
 
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf, nextafter
-from operator import itemgetter
 
 from instainfer.model import Level
 from instainfer.policies.base import Bin, Held
-from instainfer.policies.placement.making_room import MakingRoom
-
-_MISSES = 8  # from which on it pays to know beforehand what making room costs
 
 
 @dataclass(slots=True)
@@ -36,16 +31,12 @@ class Pool:
 
     by_free: list[tuple[int, int]] = field(default_factory=list)  # (free bytes, index), ascending
     by_cheapest: list[tuple[float, int]] = field(default_factory=list)  # (least density held, index), likewise
-    misses: int = 0  # how often in a row room was sought and not to be had at the price
-    making_room: MakingRoom | None = None
 
     def make_room(
         self, rooms: list[Room], option: Option, weight: int, limit: float
     ) -> tuple[float, Room, list[Held]] | None:
         """The room and the held items whose displacement loses least, and less than `limit`; of equals the one
         that holds the cheapest bytes, then the first."""
-        if self.misses >= _MISSES:
-            return self._make_room_in_few(rooms, option, weight, limit)
         found: tuple[float, Room, list[Held]] | None = None
         least_short = weight - self.by_free[-1][0]
         for cheapest, index in self.by_cheapest:
@@ -59,30 +50,6 @@ class Pool:
             if victims is not None:
                 limit = worth(victims)
                 found = limit, room, victims
-        self.misses = self.misses + 1 if found is None else 0
-        return found
-
-    def _make_room_in_few(
-        self, rooms: list[Room], option: Option, weight: int, limit: float
-    ) -> tuple[float, Room, list[Held]] | None:
-        """The same, where mostly there is none."""
-        if self.making_room is None:
-            self.making_room = MakingRoom([rooms[index] for _, index in sorted(self.by_free, key=itemgetter(1))])
-        least: tuple[float, float, int] = limit, -1.0, -1
-        found: tuple[float, Room, list[Held]] | None = None
-        for cost, room in self.making_room.below(weight, limit):
-            if cost > least[0]:
-                break  # here and further on it costs too much
-            if not room.held or not room.takes(option):
-                continue
-            most = limit if found is None else nextafter(least[0], inf)
-            victims = room.victims(weight - room.free, most, option.name)
-            if victims is not None:
-                mine = worth(victims), held_order(room.held[0])[0], room.index
-                if mine < least:
-                    least, found = mine, (mine[0], room, victims)
-        if found is not None:
-            self.misses = 0
         return found
 
 
@@ -118,8 +85,6 @@ class Room:
         del order[bisect_left(order, (self.free, self.index))]
         self.free += by
         insort(order, (self.free, self.index))
-        if self.pool.making_room is not None:
-            self.pool.making_room.changed.append(self)
 
     def drop(self, victims: Sequence[Held]) -> None:
         """They are gone, and their bytes free."""
@@ -128,8 +93,6 @@ class Room:
             self.held.remove(held)
             self.free += held.bytes
         self.enter()
-        if self.pool.making_room is not None:
-            self.pool.making_room.changed.append(self)
 
     def takes(self, option: Option) -> bool:
         return option.name not in self.present and self.admits(option)
