@@ -35,8 +35,7 @@ LINGER_S = 20.0  # after the last reader has left: it may come back and go on
 STUCK_S = 15.0  # a reader that takes nothing for so long is let go
 OVER_S = 60.0  # rates are of so many seconds
 #: Invocations and marks for readers who come back, of one second a quarter. What is kept is memory that calls do
-#: not find in the cache: with 10,000 a call cost a busy server some 7% more while somebody looked, with these
-#: nothing that could be told from noise.
+#: not find in the cache, so few are.
 KEPT = 2_000
 HEARD = 50_000  # invocations of one second that are counted
 #: Durations of one second and namespace that the quantiles are of. A minute of them is sorted for every event: of
