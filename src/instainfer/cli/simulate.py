@@ -59,7 +59,11 @@ def simulate(
         _BUDGETS
     ),
     profiles: Annotated[
-        str, typer.Option(metavar="paper|FILE", help="What functions cost: the papers' models, or measured.")
+        str,
+        typer.Option(
+            metavar="paper|equal|FILE",
+            help="What functions cost: the papers' models, those with one load time, or measured.",
+        ),
     ] = "paper",
     warmup: Annotated[float, typer.Option(metavar="SHARE", help="Of the trace: simulated, not counted.")] = 0.25,
     minutes: Minutes = None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from instainfer.lab.costs import EQUAL
 from instainfer.lab.simulate import Settings
 from instainfer.report import Maker, latency, nodes, policies
 
@@ -86,6 +87,19 @@ TABLES: dict[str, Table] = {
         (policies.best,),
         (Part(REPLAY, (*CACHES, "instainfer", "tyche", "hazard", "KEEP", "JIT"), (0.5,), Settings(min_calls=1)),),
         Check(REPLAY[0], "hazard", 0.5),
+    ),
+    "replay-hits": Table(
+        "The three replay sets where every load takes as long: hit rates",
+        (policies.best,),
+        (
+            Part(
+                REPLAY,
+                (*CACHES, "instainfer", "tyche", "hazard", "KEEP"),
+                (0.5,),
+                Settings(min_calls=1, profiles=EQUAL),
+            ),
+        ),
+        Check(REPLAY[1], "hazard", 0.5),
     ),
     "synthetic": Table(
         "Synthetic traces: how much of what is possible without foresight",
