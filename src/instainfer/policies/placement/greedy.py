@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import inf
 
 from instainfer.model import Level
 from instainfer.policies.base import Assignment, Bin, Held, Item
 from instainfer.policies.placement.ranking import Ranking, Step
 from instainfer.policies.placement.rooms import Option, Pool, Room, Spot, density
+
+_OPEN = 1 << 63  # bytes: more than anything weighs
 
 
 class Greedy:
@@ -86,40 +89,63 @@ class _Pass:
                         self.raisable.setdefault(one.function, []).append((room, one))
 
     def fill(self, ranking: Ranking) -> None:
-        turns, raisable, spots = ranking.turns, self.raisable, self.spots
+        turns, raisable, spots, price = ranking.turns, self.raisable, self.spots, self.price
         if raisable:
-            options = ranking.options
-            found = [options[name] for name in raisable if name in options]
+            found = [ranking.option(name) for name in raisable if name in ranking]
             turns = turns + [
-                (-one.more_score, one.name, Step.RAISE, one, one.more_value, one.more_weight)
+                (-one.more_score, one.name, Step.RAISE, one.namespace, one.more_value, one.more_weight)
                 for one in found
                 if one.level and one.more_score > 0.0
             ]
-            turns.sort()  # never compares options: name and step differ
-        for _, name, step, option, value, weight in turns:
-            spot = spots.get(name)
+            turns.sort()
+        gates: dict[str, tuple[int, float]] = {}
+        for _, name, step, namespace, value, weight in turns:
             if step is Step.JOIN:
-                if spot is not None and spot.level < option.level:
+                spot = spots.get(name)
+                if spot is not None and spot.level < (option := ranking.option(name)).level:
                     self._join(option, spot)
-            elif spot is None:
-                if option.more_value > 0.0 and name in raisable and self._raise(option):
-                    continue  # room may have come free since its own turn, which may also be still to come
-                if step is not Step.RAISE:
-                    self._put(option, option.level if step is Step.WHOLE else Level.IMPORTED, value, weight)
+                    gates = {}
+                continue
+            if name in raisable:
+                # Room may have come free since its own turn, which may also be still to come.
+                if name in spots:
+                    continue
+                option = ranking.option(name)
+                if option.more_value > 0.0 and self._raise(option):
+                    gates = {}
+                    continue
+                if step is Step.RAISE:
+                    continue
+            gate = gates.get(namespace)
+            if gate is None:
+                gate = gates[namespace] = self._gate(namespace)
+            free, cheapest = gate
+            if weight > free and cheapest * (weight - free) >= value / price:
+                continue  # most of them, once memory is full
+            if name not in spots:
+                option = ranking.option(name)
+                if self._put(option, option.level if step is Step.WHOLE else Level.IMPORTED, value, weight):
+                    gates = {}
+
+    def _gate(self, namespace: str) -> tuple[int, float]:
+        """The most that is free in one room, and the least density held: nothing gets in that weighs more and is
+        not worth the cheapest bytes of what it is short of."""
+        if self.own:
+            return _OPEN, inf  # some may have a room that no other has
+        free, cheapest = -1, inf
+        for pool in self.shared.get(namespace, ()):
+            free = pool.by_free[-1][0]
+            if pool.by_cheapest:
+                cheapest = pool.by_cheapest[0][0]
+        return free, cheapest
 
     def _pools(self, option: Option) -> Sequence[Pool]:
         """That it may use; its own first, as nobody else can."""
         shared = self.shared.get(option.namespace, ())
         return [self.own[option.name], *shared] if self.own and option.name in self.own else shared
 
-    def _put(self, option: Option, level: Level, value: float, weight: int) -> None:
+    def _put(self, option: Option, level: Level, value: float, weight: int) -> bool:
         pools = self._pools(option)
-        for pool in pools:
-            short = weight - pool.by_free[-1][0]
-            if short <= 0 or (pool.by_cheapest and pool.by_cheapest[0][0] * short < value / self.price):
-                break
-        else:
-            return  # nowhere room, nor any cheap enough: most of them, once memory is full
         room = self._fit(pools, option, weight)
         victims: list[Held] = []
         if room is None:
@@ -129,8 +155,9 @@ class _Pass:
                 if found is not None:
                     limit, room, victims = found
             if room is None:
-                return
+                return False
         self._take(option.name, Spot(room, level, value, weight, victims))
+        return True
 
     def _raise(self, option: Option) -> bool:
         """Where it is, if room can be had; the first such container by id."""

@@ -19,8 +19,8 @@ class Step(IntEnum):
     JOIN = 3  # the model, to libraries placed before
 
 
-#: Rank (the best is the least), function, what is tried; its value and bytes. No two are equal before the option.
-Turn = tuple[float, str, Step, Option, float, int]
+#: Rank (the best is the least), function, what is tried; its namespace, value and bytes. No two begin alike.
+Turn = tuple[float, str, Step, str, float, int]
 
 
 class Ranking:
@@ -34,56 +34,86 @@ class Ranking:
 
     def __init__(self, by_value: bool = False) -> None:
         self.by_value = by_value
-        self.options: dict[str, Option] = {}
         self.turns: list[Turn] = []
         self._items: dict[int, Item] = {}  # by id, which nothing else can have while they are here
+        self._parts: dict[str, Item] = {}  # by function
+        self._models: dict[str, Item] = {}
+        self._options: dict[str, Option] = {}  # of those that were asked for: few turns come to anything
 
     def __reduce__(self) -> tuple[type[Ranking], tuple[bool]]:
         return Ranking, (self.by_value,)
 
+    @property
+    def options(self) -> dict[str, Option]:
+        """Of all functions."""
+        for name in self._parts.keys() | self._models.keys():
+            self.option(name)
+        return self._options
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._models or name in self._parts
+
+    def option(self, name: str) -> Option:
+        """KeyError for a function that has no item."""
+        known = self._options.get(name)
+        if known is None:
+            part, model = self._parts.get(name), self._models.get(name)
+            item = self._models[name] if part is None else part
+            known = self._options[name] = Option(name, item.namespace, item.mounts)
+            if part is not None:
+                known.part_value, known.part_weight = part.value, part.weight
+            if model is not None:
+                known.level, known.more_value, known.more_weight = model.level, model.value, model.weight
+                known.more_score = self._score(model.value, model.weight)
+        return known
+
+    def _score(self, value: float, weight: int) -> float:
+        return value if self.by_value else value / (weight or 1)
+
     def update(self, items: Sequence[Item]) -> None:
         """There is at most one item of a function and level."""
         before, now = self._items, dict(zip(map(id, items), items, strict=True))
-        changed = before.keys() ^ now.keys()
         self._items = now
-        if not changed:
-            return
-        if 4 * len(changed) > len(now):
-            self.options = {}
-            self.turns = []
-            self._add(items)
-            return
-        concerned = {(now.get(one) or before[one]).function for one in changed}
-        for name in concerned:
-            self.options.pop(name, None)
-        self.turns = [turn for turn in self.turns if turn[1] not in concerned]
-        self._add([item for item in items if item.function in concerned])
+        if not before.keys().isdisjoint(now):
+            changed = before.keys() ^ now.keys()
+            if not changed:
+                return
+            if 4 * len(changed) <= len(now):
+                concerned = {(now.get(one) or before[one]).function for one in changed}
+                for name in concerned:
+                    for known in (self._parts, self._models, self._options):
+                        known.pop(name, None)
+                self.turns = [turn for turn in self.turns if turn[1] not in concerned]
+                self._add([item for item in items if item.function in concerned])
+                return
+        self._parts, self._models, self._options, self.turns = {}, {}, {}, []
+        self._add(items)
 
     def _add(self, items: Iterable[Item]) -> None:
-        found: dict[str, Option] = {}
+        parts: dict[str, Item] = {}
+        models: dict[str, Item] = {}
         for item in items:
-            name = item.function
-            option = found.get(name)
-            if option is None:
-                option = found[name] = Option(name, item.namespace, item.mounts)
-            if item.level == Level.IMPORTED:
-                option.part_value, option.part_weight = item.value, item.weight
-            else:
-                option.level, option.more_value, option.more_weight = item.level, item.value, item.weight
-        self.options.update(found)
+            (parts if item.level == Level.IMPORTED else models)[item.function] = item
+        self._parts |= parts
+        self._models |= models
         turns, by_value = self.turns, self.by_value
-        for name, option in found.items():
-            part, more = option.part_value, option.more_value
-            part_score = part if by_value else part / (option.part_weight or 1)
-            if option.level:
-                option.more_score = more_score = more if by_value else more / (option.more_weight or 1)
-                if more_score >= part_score:
-                    both, weight = part + more, option.part_weight + option.more_weight
-                    score = both if by_value else both / (weight or 1)
-                    if score > 0.0:
-                        turns.append((-score, name, Step.WHOLE, option, both, weight))
-                elif more_score > 0.0:
-                    turns.append((-more_score, name, Step.JOIN, option, more, option.more_weight))
-            if part_score > 0.0:
-                turns.append((-part_score, name, Step.PART, option, part, option.part_weight))
+        for name, model in models.items():
+            if name not in parts:
+                value, weight = model.value, model.weight
+                score = value if by_value else value / (weight or 1)
+                if score > 0.0:
+                    turns.append((-score, name, Step.WHOLE, model.namespace, value, weight))
+        for name, part in parts.items():
+            value, weight = part.value, part.weight
+            score = self._score(value, weight)
+            if (rest := models.get(name)) is not None:
+                more = self._score(rest.value, rest.weight)
+                if more >= score:
+                    both = value + rest.value, weight + rest.weight
+                    if (first := self._score(*both)) > 0.0:
+                        turns.append((-first, name, Step.WHOLE, part.namespace, *both))
+                elif more > 0.0:
+                    turns.append((-more, name, Step.JOIN, part.namespace, rest.value, rest.weight))
+            if score > 0.0:
+                turns.append((-score, name, Step.PART, part.namespace, value, weight))
         turns.sort()
