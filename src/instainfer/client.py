@@ -10,6 +10,7 @@ Unavailable when nobody answers.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ ADMIN_SOCKET = "admin.sock"
 
 PREFIX = "/instainfer/v1"
 ADDRESS_HINT = "write it like http://127.0.0.1:3233"
-START_HINT = "start it with `instainfer serve`"
+START_HINT = "start it with `instainfer serve`, or name another: --url URL, INSTAINFER_URL, or --data-dir DIR"
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -352,7 +353,8 @@ class Client:
                 f"{self.where} is no server's address: {error}", hint="such as http://host:3233"
             ) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Unavailable(f"no server answers at {self.where} ({error})", hint=START_HINT) from None
+            why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+            raise Unavailable(f"no server answers at {self.where} ({why})", hint=START_HINT) from None
         except httpx.TransportError as error:
             said = str(error) or type(error).__name__
             raise Unavailable(

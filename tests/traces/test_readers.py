@@ -343,6 +343,13 @@ def test_what_is_no_trace_is_refused_with_what_one_looks_like(tmp_path: Path) ->
         open_trace(tmp_path / "none")
 
 
+@pytest.mark.parametrize("first", ["1732492800000", "1e17"])  # since 1970; in other units
+def test_times_that_are_not_of_a_trace_are_refused(tmp_path: Path, first: str) -> None:
+    with pytest.raises(BadInput, match="spread over") as caught:
+        open_trace(written(tmp_path, f"t_ms,func\n{first},f\n{first},g\n"))
+    assert "milliseconds" in caught.value.hint
+
+
 @pytest.mark.parametrize("minutes", ["0:5", "2:2", "3:1", "x", "1-2", (0, 9)])
 def test_minutes_that_are_not_there(tmp_path: Path, minutes: str | tuple[int, int]) -> None:
     for path in (

@@ -139,7 +139,7 @@ def test_bounds_say_where_they_do_not_hold(trace: Path, tmp_path: Path) -> None:
     for line, said in (
         ((str(trace), "--policies", "HAZARD"), "hour.csv has none"),
         ((str(recipe), "--policies", "HAZARD", "--minutes", "0:30"), "whole trace"),
-        ((str(recipe), "--policies", "KEEP", "--world", "containers"), "no policy"),
+        ((str(recipe), "--policies", "KEEP", "--world", "containers"), "in the pool only"),
     ):
         result = run(*line, "--budgets", "0.5")
         assert result.exit_code == 2 and said in result.stderr
@@ -185,6 +185,27 @@ def test_a_trace_that_is_none_fails(tmp_path: Path) -> None:
     assert run(str(tmp_path / "missing.csv")).exit_code == 1
     (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     assert run(str(tmp_path / "other.csv")).exit_code == 1
+
+
+def test_rows_that_are_left_out_are_said(trace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "odd.csv"
+    file.write_text(trace.read_text("utf-8") + "noon,f0\n", encoding="utf-8")
+    result = run(str(file), "--policies", "lru", "--budgets", "0.5")
+    assert result.exit_code == 0
+    assert "1 of " in result.stderr and "'noon' in column 't_ms' is no number" in result.stderr
+
+
+def test_a_trace_that_is_none_is_said_before_another_has_run(trace: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("t_ms,func\n", encoding="utf-8")
+    result = run(str(trace), str(tmp_path / "none.csv"), "--policies", "lru", "--budgets", "0.5")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: there is no call in none.csv")
+
+
+def test_an_option_of_the_other_world_is_said_to_have_no_effect(trace: Path) -> None:
+    result = run(str(trace), "--policies", "lru", "--budgets", "0.5", "--keep-alive", "fixed")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("--keep-alive: without effect")
 
 
 def test_a_container_that_no_node_can_hold_is_said(trace: Path) -> None:

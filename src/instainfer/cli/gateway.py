@@ -28,7 +28,7 @@ def gateway(
         Path | None, typer.Option(metavar="FILE", help="Settings [INSTAINFER_CONFIG, then ./instainfer.toml].")
     ] = None,
 ) -> None:
-    """Take callers' requests, and pass them on to the server that serves now.
+    """Pass callers' requests on to whichever server serves.
 
     While none does, since it is restarted or another one takes over, requests wait here. What had not been begun
     is sent to the next server, and so is what has an idempotency key or is answered later; nothing is begun twice.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from instainfer.cli.session import Usage
 from instainfer.units import parse_seconds
+
+if TYPE_CHECKING:
+    from instainfer.traces.base import TraceReport
+
+_TOLD = 3  # malformed rows
 
 Minutes = Annotated[str | None, typer.Option(metavar="A:B", help="Only these, counted from the trace's first.")]
 CapPerMinute = Annotated[
@@ -23,3 +28,9 @@ def seconds(option: str, text: str) -> float:
         return parse_seconds(text)
     except ValueError as error:
         raise Usage(f"{option} {error}") from None
+
+
+def left_out(report: TraceReport) -> str:
+    """Of a trace with malformed rows."""
+    told = [*report.reasons[:_TOLD], *(["…"] if report.malformed > _TOLD else [])]
+    return f"{report.malformed:,} of {report.rows:,} rows are left out: {'; '.join(told)}"

@@ -30,10 +30,10 @@ def ps(
     session: Session,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show it anew every second.")] = False,
 ) -> None:
-    """List containers, their memory, the instances in them, and library zygotes.
+    """List containers, their memory, and what is loaded in them.
 
-    In the bar of a container: full is its owner, shaded its guests (pre-loaded into memory that the owner
-    was not using), light is idle. With --watch and --json: a document a line, every second.
+    And library zygotes. In the bar of a container: full is its owner, shaded its guests (pre-loaded into memory
+    that the owner was not using), light is idle. With --watch and --json: a document a line, every second.
     """
     if watch:
         _watch(session)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instainfer.cli.invoke import JSON
-from instainfer.cli.options import CapPerMinute, MinCalls, Minutes, Seed, seconds
+from instainfer.cli.options import CapPerMinute, MinCalls, Minutes, Seed, left_out, seconds
 from instainfer.cli.output import is_terminal, print_json, table
 from instainfer.cli.session import Session, Usage, command
 from instainfer.errors import BadSettings
@@ -171,7 +171,7 @@ def _introduce(plan: Plan) -> None:
         err=True,
     )
     if report.malformed:
-        typer.echo(f"{report.malformed} of {report.rows} rows are malformed: {report.reasons[0]}", err=True)
+        typer.echo(left_out(report), err=True)
     if speed > 1:
         typer.echo(
             f"at {speed:g} times the trace's speed idle times are shorter and loads are not: more of them is "

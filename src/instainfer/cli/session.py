@@ -45,7 +45,8 @@ _GLOBAL: dict[str, tuple[Any, Any]] = {
 app = typer.Typer(
     name="instainfer",
     help="Serverless ML inference: functions scale to zero, and are loaded before the request comes.",
-    epilog="--json, --url, --data-dir and --api-key may stand anywhere on the line. A SIZE is written as 512MB or "
+    epilog="New here? `instainfer demo` shows it all; then serve, deploy PATH, invoke NAME, why ACTIVATION. "
+    "--json, --url, --data-dir and --api-key may stand anywhere on the line. A SIZE is written as 512MB or "
     "1GiB, a TIME as 500ms, 30s, 5m or 2h (a bare number is seconds), a SHARE as 0.1.",
     no_args_is_help=True,
     rich_markup_mode=None,  # rich takes longer to import than everything else together
@@ -174,7 +175,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             typer.echo(error.format_message(), err=True)
         else:
             path = context.command_path if context else "instainfer"
-            usage = Usage(error.format_message(), hint=f"`{path} --help` shows how it is used")
+            usage = Usage(_plainly(error.format_message()), hint=f"`{path} --help` shows how it is used")
             fail(usage, json="--json" in line)
         status = error.exit_code
     except (typer.Abort, KeyboardInterrupt):
@@ -184,6 +185,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _plainly(message: str) -> str:
+    """On one line, without the names that the parser has for its own kinds of error."""
+    return " ".join(message.replace("Value error, ", "").split())
 
 
 def split_name(text: str) -> tuple[str, str]:

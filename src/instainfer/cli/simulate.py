@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instainfer.cli.options import CapPerMinute, MinCalls, Minutes, Seed, seconds
+from instainfer.cli.options import CapPerMinute, MinCalls, Minutes, Seed, left_out, seconds
 from instainfer.cli.output import is_terminal, print_json, table
 from instainfer.cli.session import Session, Usage, command
 from instainfer.errors import BadInput, BadSettings, InstaInferError
@@ -147,6 +147,8 @@ def simulate(
         lab.check(settings, cases)
     except BadSettings as error:
         raise Usage(error.message, hint=error.hint) from None
+    _say_ignored(settings)
+    _read(settings, traces)
     if output is not None:
         _make(output)
     rows = _watched(settings, cases, jobs, output)
@@ -160,6 +162,41 @@ def simulate(
         print_json(document)
     else:
         _show(rows)
+
+
+#: Options that only one world has: their settings, and what they are called.
+_OF = {
+    "containers": {
+        "keep_alive": "--keep-alive",
+        "keep_alive_s": "--keep-alive-seconds",
+        "load_slots": "--load-slots",
+        "cores": "--cores",
+        "headroom": "--headroom",
+        "zygote_memory": "--zygote-memory",
+        "tick_s": "--tick",
+    },
+    "pool": {"step_s": "--step", "on_miss": "--on-miss"},
+}
+
+
+def _say_ignored(settings: Settings) -> None:
+    import msgspec
+
+    usual = {field.name: field.default for field in msgspec.structs.fields(settings)}
+    for world, options in _OF.items():
+        given = [option for key, option in options.items() if getattr(settings, key) != usual[key]]
+        if given and world != settings.world:
+            typer.echo(f"{', '.join(given)}: without effect, since only --world {world} has that", err=True)
+
+
+def _read(settings: Settings, traces: list[Path]) -> None:
+    """Say which rows are left out, and find out that a trace cannot be read before the first one has run."""
+    from instainfer.lab import simulate as lab
+
+    for trace in dict.fromkeys(traces):
+        report = lab.trace_of(settings, trace).report
+        if report.malformed:
+            typer.echo(left_out(report), err=True)
 
 
 def _watched(settings: Settings, cases: list[Case], jobs: int, output: Path | None) -> list[dict[str, Any]]:

@@ -39,7 +39,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if not 0.0 < self.speed <= 10_000.0:
             raise BadSettings(f"a speed of {self.speed:g}", hint="1 is the trace's own, 10 ten times as fast")
         if not 0.0 <= self.warmup < 1.0:
-            raise BadSettings(f"a warm-up of {self.warmup:g}", hint="a share of the trace, such as 0.25")
+            raise BadSettings(
+                f"a warm-up of {self.warmup:g} leaves nothing to count",
+                hint="give a share of the trace, such as 0.25",
+            )
         if self.in_flight < 1 or self.timeout_s <= 0.0 or self.late_s < 0.0:
             raise BadSettings("calls in flight, and how long each may take, are above 0", hint="leave them out")
 
@@ -132,7 +135,10 @@ def plan(
         path, minutes=settings.minutes, cap_per_minute=settings.cap_per_minute, seed=settings.seed
     ).at_least(max(settings.min_calls, 1))
     if not len(trace):
-        raise BadInput(f"{path.name} has no call in these minutes", hint="take more --minutes")
+        raise BadInput(
+            f"{path.name} has no call to send",
+            hint="take more --minutes, or a lower --min-calls, or another trace",
+        )
     keys = [f"{one['namespace']}/{one['name']}" for one in functions]
     standing = stand_ins(trace.names, keys, mapping or {})
     found = payloads or {}

@@ -112,6 +112,10 @@ def policy_of(text: str, world: World) -> Policy:
             raise BadSettings(f"{mode.name} asks no predictor and takes no settings", hint=f"write {mode.name}")
         return Policy(mode.name, "")
     if mode.name not in registry.MODES:
+        if mode.name in BOUNDS:
+            raise BadSettings(
+                f"{mode.name} bounds policies in the pool only", hint="leave it out, or --world pool"
+            )
         known = dict.fromkeys((*CACHES, *registry.MODES, *BOUNDS) if world == "pool" else registry.MODES)
         raise BadSettings(f"there is no policy {mode.name!r}", hint=f"these exist: {', '.join(known)}")
     usual = registry.preload(mode.text).predictor
@@ -145,7 +149,10 @@ def check(settings: Settings, cases: list[Case]) -> None:
                 hint="write one above 0 and up to 100, such as 0.1 or 10%",
             )
     if not 0.0 <= settings.warmup < 1.0:
-        raise BadSettings(f"a warm-up of {settings.warmup}", hint="a share of the trace, such as 0.25")
+        raise BadSettings(
+            f"a warm-up of {settings.warmup:g} leaves nothing to count",
+            hint="give a share of the trace, such as 0.25",
+        )
     if settings.world == "containers":
         keep_alive_of(settings)
         zygote_memory(settings, 0)
@@ -451,18 +458,26 @@ def _live(world: Containers, work: Workload, progress: Callable[[int], None] | N
     world.finish()
 
 
+@lru_cache(maxsize=1)
+def trace_of(settings: Settings, path: Path) -> Trace:
+    """What of it is simulated; its `report` says which rows were left out. Raises BadInput."""
+    trace = open_trace(path, minutes=settings.minutes, cap_per_minute=settings.cap_per_minute, seed=settings.seed)
+    called = trace.at_least(settings.min_calls)
+    where = f"{path.name} in these minutes" if settings.minutes else path.name
+    if not len(trace):
+        raise BadInput(f"there is no call in {where}", hint="name another trace, or other --minutes")
+    if not len(called):
+        raise BadInput(
+            f"there is no function in {where} that is called {settings.min_calls} times",
+            hint="take more --minutes, or a lower --min-calls",
+        )
+    return called
+
+
 @lru_cache(maxsize=2)
 def workload(settings: Settings, path: Path) -> Workload:
     """A trace with what its functions cost."""
-    trace = open_trace(
-        path, minutes=settings.minutes, cap_per_minute=settings.cap_per_minute, seed=settings.seed
-    ).at_least(settings.min_calls)
-    if not len(trace):
-        raise BadInput(
-            f"{path.name} has no function that is called {settings.min_calls} times in these minutes",
-            hint="take more --minutes, or a lower --min-calls",
-        )
-    return of_trace(trace, settings)
+    return of_trace(trace_of(settings, path), settings)
 
 
 def of_trace(trace: Trace, settings: Settings) -> Workload:

@@ -15,6 +15,9 @@ _EXPECTED = (
     "an Azure 2021 file (app,func,end_timestamp,duration), a CSV with t_ms,func, a server's activations as "
     "JSON lines, or a recipe of a synthetic one"
 )
+YEAR_S = 365.25 * 86_400
+#: No public trace is longer. Times since 1970, or in other units, are; to simulate those would never end.
+LONGEST_S = 2 * YEAR_S
 _MINUTES = re.compile(r"(\d*):(\d*)", re.ASCII)
 
 
@@ -64,7 +67,8 @@ def open_trace(
         start, end = parse_minutes(minutes, int(length)) if isinstance(minutes, str) else minutes
         if not 0 <= start < end <= length:
             raise BadInput(
-                f"minutes {start}:{end} of a trace of {length:.0f}", hint="give positions A:B within it"
+                f"minutes {start}:{end} are not within a trace of {length:.0f} minutes",
+                hint=f"give positions A:B from 0 to {length:.0f}",
             )
         trace = trace.window(start * MINUTE_S, end * MINUTE_S)
     if only is not None:
@@ -93,11 +97,24 @@ def _single(files: list[Path], recipes: list[Path], records: list[Path], headers
         )
     if not known:
         what = (
-            f"{files[0]} is no trace" if len(files) == 1 else f"none of {few([f.name for f in files])} is a trace"
+            f"{files[0]} is no trace: {_begins(headers.get(files[0]))}"
+            if len(files) == 1
+            else f"none of {few([f.name for f in files])} is a trace"
         )
         raise BadInput(what, hint=_EXPECTED)
     file, read = known[0]
-    return read(file)
+    trace = read(file)
+    if trace.length_s > LONGEST_S:
+        raise BadInput(
+            f"the calls of {file.name} are spread over {trace.length_s / YEAR_S:,.0f} years from its start",
+            hint="times count from the trace's start, t_ms in milliseconds: convert or shift them",
+        )
+    return trace
+
+
+def _begins(header: Sequence[str] | None) -> str:
+    text = ",".join(header or ())
+    return f"it begins with {text[:60]!r}" if text else "it is empty"
 
 
 def _maybe(file: Path) -> bool:

@@ -11,7 +11,7 @@ from instainfer.cli.session import Session, Usage, command
 
 @command("top", example="instainfer top")
 def top(session: Session) -> None:
-    """Watch the platform while it works: containers, calls, what is loaded and why.
+    """Watch the platform while it works, in the terminal.
 
     Keys: t switches between containers and timeline, / filters, s sorts, p pauses, + and - zoom, enter tells why
     the chosen call was as it was, q leaves. With --json: what there is now, once.
