@@ -189,7 +189,8 @@ def _group(models: Sequence[Model], rounds: int, report: Report) -> Found:
         server.deploy(KEEPER, package({"main.py": "def handler(event):\n    return event\n"}), keeper)
         with _kept(server) as caller:
             for model in models:
-                if "ours" in found[model.name]:  # before anything is measured that it would disturb
+                # Before anything is measured that it would disturb; of no libraries there is none.
+                if model.requirements and "ours" in found[model.name]:
                     report.say(f"waiting for a zygote that has the libraries of {model.name}")
                     with suppress(Unavailable):  # there will be none: the kind of start says so
                         server.until("its zygote", partial(zygote_ready, server, f"{model.name}-ours"), ZYGOTE_S)
