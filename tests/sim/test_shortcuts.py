@@ -9,6 +9,7 @@ import pytest
 from instainfer.model import Level
 from instainfer.policies.base import ContainerView, FunctionView, Plan, Predictor, ResidentView, Snapshot
 from instainfer.policies.placement.greedy import Greedy
+from instainfer.policies.predict.forecast import Forecast
 from instainfer.policies.predict.hazard import Hazard
 from instainfer.policies.preload import hazard as mode
 from instainfer.policies.preload.hazard import TICK_S, HazardPreload
@@ -115,14 +116,15 @@ class Asked(Hazard):
 def test_between_two_ticks_only_functions_that_were_called_are_asked_for_again() -> None:
     names = ["t/a", "t/b"]
     seen = snapshot(random.Random(1), names)
-    policy, forecast = HazardPreload(Greedy()), Asked()
+    policy, base = HazardPreload(Greedy()), Asked()
+    forecast = Forecast(base)
     for name in names:
         forecast.observe(name, 0.0)
 
     def asked(now: float) -> list[str]:
-        forecast.asked.clear()
+        base.asked.clear()
         policy.plan(seen, forecast, now)
-        return forecast.asked
+        return base.asked
 
     assert asked(10.0) == names
     assert asked(10.0 + 0.4 * TICK_S) == []

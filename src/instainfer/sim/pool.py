@@ -173,6 +173,7 @@ class Step(Forecast):
 
     def observe(self, function: str, now: float) -> None:
         self._rates.pop(function, None)
+        self._called.add(function)
         self.base.observe(function, now)
         if self._together is not None:
             self._together.observed(function)

@@ -27,6 +27,7 @@ class Forecast:
         # One pass asks for the same rates several times, and they are what it costs.
         self._rates: dict[str, float] = {}
         self._rates_at: float | None = None
+        self._called: set[str] = set()
 
     def hint(self, function: str, at: float, probability: float) -> None:
         """Probabilities outside (0, 1] are clipped; nothing is remembered for zero."""
@@ -38,12 +39,14 @@ class Forecast:
 
     def observe(self, function: str, now: float) -> None:
         self._rates_at = None
+        self._called.add(function)
         self.base.observe(function, now)
         if self._hints:
             self._use_up(function, now)
 
     def forget(self, function: str) -> None:
         self._rates_at = None
+        self._called.discard(function)
         self.base.forget(function)
         self._hints.pop(function, None)
 
@@ -63,6 +66,12 @@ class Forecast:
         """Of each of them."""
         rate = self.rate
         return {function: rate(function, now) for function in functions}
+
+    def take_called(self) -> set[str]:
+        """Those that were called since this was last asked: for one, the mode, that wants to know whose rates have
+        moved by more than time."""
+        called, self._called = self._called, set()
+        return called
 
     def hinted(self, function: str, now: float) -> float:
         """The part of `rate` that comes from hints."""

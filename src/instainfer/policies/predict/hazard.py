@@ -54,8 +54,8 @@ IMPOSSIBLE = 1e-100
 
 _EXPERTS = 6  # in this order: long run, pauses, bursts, spells, counts, timer
 
-#: Of each expert, in their places.
-_Lasts = tuple[float, float, float, float, float, float]
+#: Of each expert in its place at one time, and of each at a later one.
+_Lasts = tuple[float, float, float, float, float, float, float, float, float, float, float, float]
 
 
 @dataclass(slots=True)
@@ -74,27 +74,27 @@ class _History:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=periods.GAPS))
     timer: Period | None = None
     shares: list[float] = field(default_factory=lambda: [1.0 / _EXPERTS] * _EXPERTS)
-    asked: float = -1.0  # the gap that `answer` is about; below zero: what is known has changed since
-    answer: _Lasts = (1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
 
-    def lasts(self, gap: float) -> _Lasts:
-        """Of each expert the probability that the next gap lasts longer than this; of the timer 0.0 where there is
-        none. What was asked last is remembered: the end of one look ahead is often the beginning of the next."""
-        if gap == self.asked:
-            return self.answer
+    def lasts(self, begin: float, end: float) -> _Lasts:
+        """Of each expert the probability that the next gap lasts longer than `begin`, then of each that it lasts
+        longer than `end`; of the timer 0.0 where there is none."""
         long_run, pauses, bursts, spells = self.long_run, self.pauses, self.bursts, self.spells
         counts, timer = self.counts, self.timer
-        ever = (long_run.seconds / (long_run.seconds + gap)) ** long_run.arrivals  # see Rate
-        self.asked = gap
-        self.answer = answer = (
-            ever,
-            (pauses.seconds / (pauses.seconds + gap)) ** pauses.arrivals,
-            (bursts.seconds / (bursts.seconds + gap)) ** bursts.arrivals,
-            (spells.seconds / (spells.seconds + gap)) ** spells.arrivals,
-            (counts.beyond(gap) + COUNTS_PRIOR * ever) / (counts.total + COUNTS_PRIOR),
-            0.0 if timer is None else timer.outlasts(gap),
-        )
-        return answer
+        # see Rate
+        seconds, arrivals = long_run.seconds, long_run.arrivals
+        a0, b0 = (seconds / (seconds + begin)) ** arrivals, (seconds / (seconds + end)) ** arrivals
+        seconds, arrivals = pauses.seconds, pauses.arrivals
+        a1, b1 = (seconds / (seconds + begin)) ** arrivals, (seconds / (seconds + end)) ** arrivals
+        seconds, arrivals = bursts.seconds, bursts.arrivals
+        a2, b2 = (seconds / (seconds + begin)) ** arrivals, (seconds / (seconds + end)) ** arrivals
+        seconds, arrivals = spells.seconds, spells.arrivals
+        a3, b3 = (seconds / (seconds + begin)) ** arrivals, (seconds / (seconds + end)) ** arrivals
+        total = counts.total + COUNTS_PRIOR
+        a4 = (counts.beyond(begin) + COUNTS_PRIOR * a0) / total
+        b4 = (counts.beyond(end) + COUNTS_PRIOR * b0) / total
+        if timer is None:
+            return a0, a1, a2, a3, a4, 0.0, b0, b1, b2, b3, b4, 0.0
+        return a0, a1, a2, a3, a4, timer.outlasts(begin), b0, b1, b2, b3, b4, timer.outlasts(end)
 
     def in_the_long_run(self, idle: float, within: float) -> float:
         """Probability that a gap which has lasted `idle` ends in the next `within` seconds, by the long-run rate:
@@ -107,8 +107,7 @@ class _History:
         # Decisions see no finer than a window, so gaps are told apart no finer.
         begin = max(gap - window_s / 2.0, 0.0)
         s0, s1, s2, s3, s4, s5 = shares = self.shares
-        a0, a1, a2, a3, a4, a5 = self.lasts(begin)
-        b0, b1, b2, b3, b4, b5 = self.lasts(begin + window_s)
+        a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4, b5 = self.lasts(begin, begin + window_s)
         p0, p1, p2, p3, p4 = s0 * (a0 - b0), s1 * (a1 - b1), s2 * (a2 - b2), s3 * (a3 - b3), s4 * (a4 - b4)
         total, asked = p0 + p1 + p2 + p3 + p4, s0 + s1 + s2 + s3 + s4
         p5 = 0.0
@@ -130,7 +129,6 @@ class _History:
             paused, spelled = p1 / total, p3 / total  # their places among the experts
             self.pauses.add(gap, 1.0 - (1.0 - _PAUSE_KEEPS) * paused, paused)
             self.spells.add(gap, 1.0 - (1.0 - _SPELL_KEEPS) * spelled, spelled)
-        self.asked = -1.0
         self.long_run.add(gap, exp(-gap / _LONG_RUN_S))
         self.bursts.add(gap, _BURST_KEEPS)
         self.counts.add(gap)
@@ -164,7 +162,6 @@ class Hazard:
         gap = history.last - history.learned
         if gap < self.window_s * _TOGETHER:
             history.long_run.arrivals += 1.0
-            history.asked = -1.0
             return
         history.learned = history.last
         history.learn(gap, self.window_s)
@@ -205,8 +202,7 @@ def _arrives(history: _History, idle: float, within: float) -> float:
     """Probability that a gap which has lasted `idle` ends in the next `within` seconds."""
     s0, s1, s2, s3, s4, s5 = history.shares
     s0 += FLOOR
-    a0, a1, a2, a3, a4, a5 = history.lasts(idle)
-    b0, b1, b2, b3, b4, b5 = history.lasts(idle + within)
+    a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4, b5 = history.lasts(idle, idle + within)
     lasted = s0 * a0 + s1 * a1 + s2 * a2 + s3 * a3 + s4 * a4 + s5 * a5
     ended = s0 * (a0 - b0) + s1 * (a1 - b1) + s2 * (a2 - b2) + s3 * (a3 - b3) + s4 * (a4 - b4) + s5 * (a5 - b5)
     if lasted <= IMPOSSIBLE:  # longer than anyone expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Container, Iterable, Mapping
 from math import inf
 
 from instainfer.model import Level
@@ -47,10 +47,9 @@ class HazardPreload:
         # Plans may follow each other by a twentieth of a second, and rates are what they cost: between two ticks
         # only those are asked for again whose function was called.
         self._rates: dict[str, float] = {}
-        self._last: dict[str, float | None] = {}
         self._rated_at = -inf
         #: Of each function what they were made of, and its items: the placement knows the very same objects again.
-        self._items: dict[str, tuple[FunctionView, tuple[float, bool], tuple[Item, ...]]] = {}
+        self._items: dict[str, tuple[FunctionView, float, bool, tuple[Item, ...]]] = {}
 
     def plan(self, snapshot: Snapshot, forecast: Predictor, now: float) -> Plan:
         views = {view.name: view for view in snapshot.functions}
@@ -85,12 +84,12 @@ class HazardPreload:
         if further and len(snapshot.load_slots) > 1:
             bins = apart(bins, [views[name] for name in further], copies)
         candidates = [view for view in wanted if rates[view.name] > 0.0]
-        values = {view.name: rates[view.name] * further.get(view.name, 1.0) for view in candidates}
+        values = rates
+        if further:
+            values = {view.name: rates[view.name] * further.get(view.name, 1.0) for view in candidates}
         chosen: list[Assignment] = []
         if _may_enter(candidates, values, bins):
-            items: list[Item] = []
-            for view in candidates:
-                items += self._items_of(view, values[view.name], further=view.name in further)
+            items = self._items_of(candidates, values, further)
             chosen = this_turn(snapshot, self.placement.place(bins, items))
         preloads: list[Preload] = []
         for place, one in enumerate(chosen, 1):
@@ -119,33 +118,38 @@ class HazardPreload:
         )
         return Plan(preloads=tuple(preloads), wake_at=now + TICK_S if changes else None)
 
-    def _rated(self, functions: Iterable[str], forecast: Predictor, now: float) -> dict[str, float]:
+    def _rated(self, functions: Collection[str], forecast: Predictor, now: float) -> dict[str, float]:
         """Arrivals per second of each, as of now or, where it was not called since, of the last tick."""
-        rates, last = self._rates, self._last
+        rate, rates = forecast.rate, self._rates
+        if not isinstance(forecast, Forecast):
+            return {name: rate(name, now) for name in functions}
+        called = forecast.take_called()
         if not self._rated_at <= now < self._rated_at + TICK_S:
             self._rated_at = now
-            rate, called_at = forecast.rate, forecast.last
-            self._last = {name: called_at(name) for name in functions}
             self._items = {}
-            if isinstance(forecast, Forecast):
-                self._rates = forecast.rates(functions, now)
-            else:
-                self._rates = {name: rate(name, now) for name in functions}
+            self._rates = forecast.rates(functions, now)
             return self._rates
         for name in functions:
-            called = forecast.last(name)
-            if name not in rates or last[name] != called:
-                last[name] = called
-                rates[name] = forecast.rate(name, now)
+            if name in called or name not in rates:
+                rates[name] = rate(name, now)
         return rates
 
-    def _items_of(self, view: FunctionView, rate: float, *, further: bool) -> tuple[Item, ...]:
-        known = self._items.get(view.name)
-        if known is not None and known[0] is view and known[1] == (rate, further):
-            return known[2]
-        items = items_of(view, rate * view.import_s, rate * view.load_s, further=further)
-        self._items[view.name] = view, (rate, further), items
-        return items
+    def _items_of(
+        self, views: Iterable[FunctionView], values: Mapping[str, float], further: Container[str]
+    ) -> list[Item]:
+        found: list[Item] = []
+        known = self._items
+        for view in views:
+            name = view.name
+            value, again = values[name], name in further
+            before = known.get(name)
+            if before is not None and before[0] is view and before[1] == value and before[2] is again:
+                found += before[3]
+                continue
+            items = items_of(view, value * view.import_s, value * view.load_s, further=again)
+            known[name] = view, value, again, items
+            found += items
+        return found
 
 
 def _beside(view: FunctionView, further: dict[str, float], copies: Copies) -> str:
@@ -160,7 +164,7 @@ def _saves(view: FunctionView, start: Level, level: Level) -> float:
     return saved + (view.load_s if start < Level.LOADED <= level else 0.0)
 
 
-def _may_enter(views: list[FunctionView], rates: dict[str, float], bins: list[Bin]) -> bool:
+def _may_enter(views: list[FunctionView], rates: Mapping[str, float], bins: list[Bin]) -> bool:
     """Could the placement take one of these as things are? It fits somewhere, or is worth more than the cheapest
     bytes that would have to go. In between two calls the answer is no, most of the time."""
     rooms: dict[str, tuple[int, float]] = {}  # by namespace or only function: most free, least density held
