@@ -223,7 +223,8 @@ class Client:
         return found
 
     def drain(self, node: str, *, undo: bool = False) -> dict[str, Any]:
-        """Let it finish and give it nothing new; or take that back. The node as it is then."""
+        """Give it nothing new, and let it serve until what it has stands elsewhere; or take that back. The node as
+        it is then."""
         params = {"undo": "true"} if undo else {}
         found: dict[str, Any] = self._json("POST", f"{PREFIX}/nodes/{_quoted(node)}/drain", params=params)
         return found

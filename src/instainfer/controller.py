@@ -75,9 +75,10 @@ class Controller:
         queue_s: float,
         most: int = 20_000,
         most_bytes: int = 1 << 40,
+        drain_s: float = 0.0,
     ) -> None:
         """`queue_s`: longest wait for an instance; `most`: requests accepted and not answered, `most_bytes`: of
-        their bodies, which are kept until then."""
+        their bodies, which are kept until then; `drain_s`: the longest that a drained node serves."""
         self.platform = platform
         self.books = books
         self.specs: dict[str, FunctionSpec] = {}  # by key: what requests are accepted for
@@ -91,6 +92,8 @@ class Controller:
         self._clock = clock
         self._events = events
         self._queue_s = queue_s
+        self._drain_s = drain_s
+        self._drained_by: dict[str, float] = {}  # by node that is drained: until when it may serve
         self._most = most
         self._most_bytes = most_bytes
         self._bytes = 0  # of bodies
@@ -152,7 +155,7 @@ class Controller:
         self.books.marks.node(node, "node_joined")
         self.feed(joined)
         if node in self.draining:
-            self.feed(ev.NodeClosed(node=node, drain=True))
+            self._close(node)
         for each in early:
             report(each)
 
@@ -170,17 +173,25 @@ class Controller:
             await agent.aclose()
 
     def drain_node(self, node: str) -> None:
-        """Nothing new goes there, what is idle there ends, what runs is finished. Raises NotFound."""
+        """Nothing new goes there, what is idle there ends when it stands elsewhere, or when its time is over, what
+        runs is finished. Raises NotFound."""
         self._known(node)
         self.draining.add(node)
         self.books.marks.node(node, "node_draining", "by hand")
-        self.feed(ev.NodeClosed(node=node, drain=True))
+        self._close(node)
+
+    def _close(self, node: str) -> None:
+        """Again as well: its time goes on."""
+        now = self._clock.now()
+        by = self._drained_by.setdefault(node, now + self._drain_s)
+        self.feed(ev.NodeClosed(node=node, drain=True, within_s=max(0.0, by - now)))
 
     def open_node(self, node: str) -> None:
         """Take `drain_node` back, also for a node that is away. Raises NotFound."""
         if node not in self.draining:
             self._known(node)
         self.draining.discard(node)
+        self._drained_by.pop(node, None)
         if node in self.nodes:
             self.books.marks.node(node, "node_reopened", "by hand")
             self.feed(ev.NodeOpened(node=node))
@@ -496,7 +507,9 @@ class Controller:
         elif isinstance(report, ev.NodeLost):
             self._node_lost(agent, report)
         elif isinstance(report, ev.NodeOpened) and report.node in self.draining:
-            pass
+            if report.node in self.platform.state.leaving:  # it serves as before it was out of reach
+                self._event(report)
+                self._close(report.node)
         elif isinstance(report, ev.Event):
             self._event(report)
         elif isinstance(report, wire.Logged):

@@ -189,9 +189,9 @@ class Machine(RuleBasedStateMachine):
             joined = ev.NodeJoined(node="m", memory=memory * MB, zygote_memory=zygote_memory * MB)
             self.world.fed(joined)
 
-    @rule(node=st.sampled_from(["m", "n"]), drain=st.booleans())
-    def node_closes(self, node: str, drain: bool) -> None:
-        self.world.fed(ev.NodeClosed(node=node, drain=drain))
+    @rule(node=st.sampled_from(["m", "n"]), drain=st.booleans(), within_s=st.sampled_from([0.0, 20.0]))
+    def node_closes(self, node: str, drain: bool, within_s: float) -> None:
+        self.world.fed(ev.NodeClosed(node=node, drain=drain, within_s=within_s))
 
     @rule(node=st.sampled_from(["m", "n"]))
     def node_opens(self, node: str) -> None:

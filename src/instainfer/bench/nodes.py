@@ -28,6 +28,7 @@ KEY = "INSTAINFER_CLUSTER__KEY"
 TUNED = {"INSTAINFER_CLUSTER__LOST_S": "2", "INSTAINFER_NODE__ZYGOTE_MEMORY": "0"}
 ROUNDS, CALLS = 20, 100
 LOSSES, RECOVER_S = 5, 20.0
+REST_S, POLL_S = 1.0, 0.05
 AFFECTED = 6  # functions, on three nodes
 NODES = ("a", "b", "c")
 MEMORY = "420MB"  # of each: one wide container, whose idle memory is for others, and two small ones
@@ -104,7 +105,7 @@ def recovery(report: Report, losses: int) -> dict[str, Any] | None:
                 _everybody(server, lambda: all(one["state"] == "joined" for one in server.client.nodes()))
                 for name in (*wide, *small, *small):
                     _call(server, name)
-                time.sleep(1.0)  # what is still being pre-loaded comes to rest
+                _rest(server)
                 victim = max(NODES, key=lambda node: len(_loaded(server, small, but="", only=node)))
                 gone = _loaded(server, small, but="", only=victim) - _loaded(server, small, but=victim)
                 began = time.monotonic()
@@ -133,6 +134,17 @@ def recovery(report: Report, losses: int) -> dict[str, Any] | None:
 
 def _everybody(server: Bench, true: Any) -> None:
     server.until("what was to come of the nodes", true, RECOVER_S)
+
+
+def _rest(server: Bench) -> None:
+    """Until nothing has been loaded or moved for a second."""
+    since, before = time.monotonic(), None
+    while time.monotonic() < since + REST_S:
+        there = server.client.containers()["containers"]
+        now = sorted((one["node"], one["id"], sorted(each["id"] for each in one["instances"])) for one in there)
+        if now != before:
+            since, before = time.monotonic(), now
+        time.sleep(POLL_S)
 
 
 def _call(server: Bench, name: str) -> None:

@@ -134,7 +134,7 @@ def settle(state: State, container: Container) -> None:
         state.out.append(ResizeContainer(container=container.id, limit=container.limit))
 
 
-def create(state: State, function: FunctionState, node: str, why: Why) -> None:
+def create(state: State, function: FunctionState, node: str, why: Why) -> Container:
     container = Container(state.next_id("c"), node, function, function.spec.memory, state.now)
     mounts = {
         mount
@@ -157,6 +157,12 @@ def create(state: State, function: FunctionState, node: str, why: Why) -> None:
             why=why,
         )
     )
+    if state.orphans:  # it is what one of them would be made anew for
+        for orphan in list(state.orphans.values()):
+            if orphan.function == function.spec.name:
+                del state.orphans[orphan.container]
+                break
+    return container
 
 
 def strip(state: State, container: Container, why: Why, *, imports: bool = False) -> None:

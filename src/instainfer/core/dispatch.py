@@ -17,14 +17,19 @@ RESENDS = 3  # of a request that no instance has read
 
 def pick(function: FunctionState) -> Instance | None:
     """The best instance that can take a request of `function` at once: the one used last if it is thawed,
-    else a thawed one, else one that has served, else the first."""
+    else a thawed one, else one that has served, else the first; one that leaves only where no other can."""
     latest = function.latest
-    if latest is not None and latest.container.thawed is latest and can_take(latest):
+    if (
+        latest is not None
+        and latest.container.thawed is latest
+        and latest.container.leaves_by is None
+        and can_take(latest)
+    ):
         return latest
     able = [instance for instance in function.instances.values() if can_take(instance)]
     if not able:
         return None
-    return max(able, key=lambda instance: (not instance.frozen, instance.served > 0))
+    return max(able, key=lambda one: (one.container.leaves_by is None, not one.frozen, one.served > 0))
 
 
 def can_take(instance: Instance) -> bool:

@@ -60,10 +60,11 @@ class NodeLost(Event, frozen=True, kw_only=True):
 
 class NodeClosed(Event, frozen=True, kw_only=True):
     """Nothing new goes there until NodeOpened: it is not heard of, or (`drain`) to be emptied: then what is idle
-    there ends now and the rest when it is done."""
+    there ends when it stands elsewhere, at the latest after `within_s`, and the rest when it is done."""
 
     node: str
     drain: bool = False
+    within_s: float = 0.0
 
 
 class NodeResized(Event, frozen=True, kw_only=True):

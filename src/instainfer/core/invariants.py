@@ -12,6 +12,9 @@ def check(state: State) -> None:
         promised[container.node] = promised.get(container.node, 0) + container.limit
         _container(state, container.id)
         assert container.closed == (container.node in state.closed), f"{container.id} is open as its node is not"
+        assert not (container.node in state.leaving and not container.leaving), (
+            f"{container.id} stays, its node goes"
+        )
         assert container.node in state.ledger.nodes, f"{container.id} outlives its node"
     for zygote in state.zygotes.values():
         promised[zygote.node] += zygote.bytes

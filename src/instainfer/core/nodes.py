@@ -1,4 +1,5 @@
-"""Nodes that come with something on them, and nodes that take nothing new."""
+"""Nodes that come with something on them, and nodes that take nothing new. How a node is emptied by and by is in
+moving.py."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from instainfer.core import containers, dispatch, supply, zygotes
 from instainfer.core import events as ev
 from instainfer.core.actions import DestroyContainer, Offload, Why
-from instainfer.core.state import Container, FunctionState, Instance, State
+from instainfer.core.state import ABSENT_S, Container, FunctionState, Instance, Orphan, State
 from instainfer.model import Level
 
 
@@ -24,6 +25,7 @@ def adopt(state: State, node: str, held: Sequence[ev.HeldContainer]) -> None:
         container = Container(one.container, node, owner, one.limit, state.now)
         container.mounts = one.mounts
         state.ledger.promise(node, one.limit)
+        state.orphans.pop(container.id, None)
         state.containers[container.id] = container
         container.move("ready", state.now)
         for each in one.instances:
@@ -64,6 +66,8 @@ def close(state: State, node: str, *, drain: bool) -> list[FunctionState]:
     if node not in state.ledger.nodes:
         return []
     state.closed.add(node)
+    if drain:
+        state.leaving.pop(node, None)
     concerned: dict[str, FunctionState] = {}
     there = [container for container in state.containers.values() if container.node == node]
     for container in there:
@@ -76,10 +80,29 @@ def close(state: State, node: str, *, drain: bool) -> list[FunctionState]:
     if drain:
         zygotes.empty(state, node, Why(rule="its node is being emptied"))
         for container in there:
+            remember(state, container)
+            container.leaves_by = None
             container.doomed = True
             supply.rest(state, container)
     state.ask_for_pass()
     return list(concerned.values())
+
+
+def remember(state: State, container: Container) -> None:
+    """It goes with its node, not by its policy, so that another one is to be made in its place; none is where one
+    has been, or would not have been kept."""
+    owner = state.functions.get(container.owner)
+    if container.state != "ready" or container.doomed or owner is None or owner.deleted:
+        return
+    if replaced(state, container):
+        return
+    expires = state.keep_alive.expires_at(state.view(container, residents=False))
+    until = state.now + ABSENT_S if expires is None else min(expires, state.now + ABSENT_S)
+    state.orphans[container.id] = Orphan.of(container, until)
+
+
+def replaced(state: State, container: Container) -> bool:
+    return any(other.replaces == container.id for other in state.containers.values())
 
 
 def resize(state: State, node: str, memory: int) -> None:
@@ -93,11 +116,14 @@ def resize(state: State, node: str, memory: int) -> None:
 
 
 def reopen(state: State, node: str) -> None:
-    if node not in state.closed:
+    if node not in state.closed and node not in state.leaving:
         return
     state.closed.discard(node)
+    state.leaving.pop(node, None)
     for container in [container for container in state.containers.values() if container.node == node]:
         container.closed = False
+        container.leaves_by = None
+        state.orphans.pop(container.id, None)
         owner = state.functions.get(container.owner)
         container.doomed = owner is None or owner.deleted
         if container.state == "ready":

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from instainfer.core import containers, dispatch, nodes, residency, supply, zygotes
+from instainfer.core import containers, dispatch, moving, nodes, residency, supply, zygotes
 from instainfer.core import events as ev
 from instainfer.core.actions import Answer, AnyAction, Reject, SetTimer, Why
 from instainfer.core.prices import price
@@ -117,16 +117,21 @@ def container_ready(state: State, event: ev.ContainerReady) -> None:
     if container is None or container.state != "creating":
         return
     container.move("ready", state.now)
-    container.last_used = state.now
+    if not container.replaces:
+        container.last_used = state.now
     function = _created_for(state, container)
     if function is not None:
         function.learn(container_s=_blend(function.costs.container_s, event.seconds))
-        wanted = (function.queue or function.pinned) and not function.deleted
-        if wanted and container.closed:
+        asked = bool(function.queue) or function.pinned
+        wanted = (asked or container.replaces) and not function.deleted
+        if wanted and not container.stays:
             supply.ensure(state, function)
         elif wanted and not container.of(function):
-            rule = "a request waits: cold start" if function.queue else "it is pinned"
-            load = containers.load(state, function, container, Level.LOADED, ahead=False, why=Why(rule=rule))
+            rule = f"it was loaded in {container.replaces}, which this container replaces"
+            if asked:
+                rule = "a request waits: cold start" if function.queue else "it is pinned"
+            why = Why(rule=rule)
+            load = containers.load(state, function, container, Level.LOADED, ahead=not asked, why=why)
             load.for_request = function.queue[0].id if function.queue else None
     if state.watches is not None:
         state.watches.created(state.view(container, residents=False), state.now)
@@ -171,6 +176,7 @@ def container_lost(state: State, event: ev.ContainerLost, *, blamed: bool = True
     if state.watches is not None:
         supply.prewarm(state)
     state.ask_for_pass()
+    moving.ask(state)
 
 
 def instance_ready(state: State, event: ev.InstanceReady) -> None:
@@ -342,6 +348,8 @@ def node_joined(state: State, event: ev.NodeJoined) -> None:
     state.zygote_memory[event.node] = event.zygote_memory
     nodes.adopt(state, event.node, event.held)
     supply.feed_starved(state)
+    state.uneven = bool(state.containers)
+    moving.ask(state)
     if event.held:
         supply.prewarm(state)
     if event.zygote_memory or event.held:
@@ -359,6 +367,7 @@ def node_lost(state: State, event: ev.NodeLost) -> None:
         function.read_on.pop(node, None)
     there = [container for container in state.containers.values() if container.node == node]
     for container in there:
+        nodes.remember(state, container)
         container.closed = True
     reason = f"node {node} was lost" + (f": {event.reason}" if event.reason else "")
     for container in there:
@@ -367,19 +376,29 @@ def node_lost(state: State, event: ev.NodeLost) -> None:
     state.guests.pop(node, None)
     state.load_slots.pop(node, None)
     state.closed.discard(node)
+    state.leaving.pop(node, None)
+    moving.ask(state)
 
 
 def node_closed(state: State, event: ev.NodeClosed) -> None:
-    for function in nodes.close(state, event.node, drain=event.drain):
+    if event.drain and event.within_s > 0.0:
+        concerned = moving.leave(state, event.node, event.within_s)
+    else:
+        concerned = nodes.close(state, event.node, drain=event.drain)
+    for function in concerned:
         again(state, function)
+    moving.ask(state)
 
 
 def node_opened(state: State, event: ev.NodeOpened) -> None:
     nodes.reopen(state, event.node)
+    state.uneven = bool(state.containers)
+    moving.ask(state)
 
 
 def node_resized(state: State, event: ev.NodeResized) -> None:
     nodes.resize(state, event.node, event.memory)
+    moving.ask(state)
 
 
 def function_deployed(state: State, event: ev.FunctionDeployed) -> None:
@@ -441,6 +460,9 @@ def timer_fired(state: State, event: ev.TimerFired) -> None:
         if state.pass_at is not None and state.now >= state.pass_at:
             state.pass_at = None
             residency.place(state)
+    elif kind == "move":
+        for mover in moving.look(state):
+            again(state, mover)
     elif kind == "prewarm":
         state.prewarm_at = None
         supply.prewarm(state)

@@ -63,7 +63,7 @@ def keep_promises(state: State) -> None:
         elif state.loads_running(container.node) < state.load_slots.get(container.node, 0):
             del state.promised[name]
             free = function.blocked_until <= state.now and not function.parked and not function.creating
-            if free and function.best_level() < promise.level:
+            if free and function.best_level(anywhere=False) < promise.level:
                 preload(state, function, container, promise.level, promise.why)
 
 

@@ -99,8 +99,9 @@ class Instance(Lifecycle):
 
 class Container(Lifecycle):
     __slots__ = (
-        "active", "clearing", "closed", "created", "doomed", "id", "imports", "instances", "last_used", "limit",
-        "mounts", "namespace", "node", "owner", "reserved", "suspended", "thawed", "timer", "uses",
+        "active", "clearing", "closed", "created", "doomed", "id", "imports", "instances", "last_used",
+        "leaves_by", "limit", "mounts", "namespace", "node", "owner", "replaces", "reserved", "suspended",
+        "thawed", "timer", "uses",
     )  # fmt: skip
 
     def __init__(self, id: str, node: str, function: FunctionState, limit: int, now: float) -> None:
@@ -122,6 +123,8 @@ class Container(Lifecycle):
         self.reserved: FunctionState | None = None  # room is being made for this function
         self.doomed = False  # its owner was deleted, or its node is being emptied
         self.closed = False  # its node takes nothing new
+        self.leaves_by: float | None = None  # it serves until what it has stands elsewhere, or until then
+        self.replaces = ""  # the container that leaves, for which this one is made
         self.timer: float | None = None  # when its expiry is looked at next
         self.imports = False  # its owner's libraries are to be imported when it is empty
 
@@ -143,6 +146,15 @@ class Container(Lifecycle):
         return (self.limit if self.owner == function.spec.name else int(PRESSURE * self.limit)) - self.used
 
     @property
+    def leaving(self) -> bool:
+        return self.leaves_by is not None
+
+    @property
+    def stays(self) -> bool:
+        """Does what is in it count as there, for whoever looks ahead?"""
+        return not self.closed and self.leaves_by is None
+
+    @property
     def idle(self) -> bool:
         return self.state == "ready" and self.active is None and self.suspended is None
 
@@ -160,7 +172,7 @@ class Container(Lifecycle):
     @property
     def open(self) -> bool:
         """May something be loaded into it now?"""
-        if self.closed or self.doomed:
+        if self.closed or self.doomed or self.leaving:
             return False
         return self.idle and self.clearing is None and self.reserved is None
 
@@ -249,11 +261,11 @@ class FunctionState:
 
     def best_level(self, *, anywhere: bool = True) -> Level:
         """The best level that an instance has reached or is about to reach; also (`anywhere`) on a node that takes
-        nothing new."""
+        nothing new, and where it leaves."""
         best = Level.NONE
         for instance in self.instances.values():
             if not instance.stale and instance.state not in ("ending", "gone"):
-                if instance.container.closed and not anywhere:
+                if not (anywhere or instance.container.stays):
                     continue
                 best = max(best, instance.level, instance.target if instance.state == "loading" else Level.NONE)
         return best
@@ -266,6 +278,20 @@ class Promise(NamedTuple):
     function: str
     level: Level
     why: Why
+
+
+class Orphan(NamedTuple):
+    """A container that its keep-alive policy had not ended when its node was lost or left."""
+
+    container: str
+    function: str  # its owner
+    last_used: float
+    uses: int
+    until: float  # it is made anew before then, or not at all
+
+    @classmethod
+    def of(cls, container: Container, until: float) -> Orphan:
+        return cls(container.id, container.owner, container.last_used, container.uses, until)
 
 
 class State:
@@ -294,6 +320,11 @@ class State:
         self.era = era
         self.ledger = Ledger()
         self.closed: set[str] = set()  # nodes that take nothing new
+        self.leaving: dict[str, float] = {}  # nodes that are emptied, and by when: till then they serve
+        self.orphans: dict[str, Orphan] = {}  # by container
+        self.uneven = False  # a node has come: containers may move there
+        self.look_at: float | None = None  # when what moves is looked at next
+        self.restless_at = 0.0  # when something was last seen to come up on nodes that stay
         self.absent: dict[str, tuple[int, float]] = {}  # nodes that were lost: their bytes, and when
         self.guests: dict[str, bool] = {}
         self.load_slots: dict[str, int] = {}
@@ -321,8 +352,11 @@ class State:
 
     @property
     def open_nodes(self) -> list[str]:
+        """Those that something new may go to."""
         nodes = self.ledger.nodes
-        return [node for node in nodes if node not in self.closed] if self.closed else nodes
+        if not (self.closed or self.leaving):
+            return nodes
+        return [node for node in nodes if node not in self.closed and node not in self.leaving]
 
     def homeless(self, function: FunctionState) -> bool:
         """Is there no node that could hold its container if all else there went? It waits for one, in nobody's
@@ -392,7 +426,7 @@ class State:
             residents=tuple(shown),
             mounts=container.mounts,
             pinned=self.pinned(container),
-            closed=container.closed,
+            closed=not container.stays,
         )
 
     def pinned(self, container: Container) -> bool:

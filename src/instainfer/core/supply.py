@@ -6,7 +6,7 @@ A request waits where it is expected to finish first: for an instance that runs,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 
 from msgspec.structs import replace
@@ -26,7 +26,7 @@ GIVE_UP_S = 1.0  # a request never waits less than this for a busy instance befo
 
 def ensure(state: State, function: FunctionState) -> None:
     """See that those who wait for `function` will be served, starting at most one further instance."""
-    wanted = function.queue or (function.pinned and function.best_level() < Level.LOADED)
+    wanted = function.queue or (function.pinned and not stands(function))
     if wanted and needs_more(state, function):
         start(state, function)
     else:
@@ -34,6 +34,16 @@ def ensure(state: State, function: FunctionState) -> None:
     if function.queue and function.timer is None:
         function.timer = state.now + max(function.cold_s, GIVE_UP_S)
         state.out.append(SetTimer(timer=f"queue:{function.spec.name}", at=function.timer))
+
+
+def stands(function: FunctionState) -> bool:
+    """Is it loaded, or being loaded, where it may stay? Where its node is out of reach it may, too."""
+    return any(
+        not (i.stale or i.container.leaving)
+        and (i.level >= Level.LOADED or (i.state == "loading" and i.target >= Level.LOADED))
+        for i in function.instances.values()
+        if i.state != "ending"
+    )
 
 
 def coming(state: State, function: FunctionState) -> int:
@@ -61,6 +71,8 @@ def needs_more(state: State, function: FunctionState) -> bool:
     soon = coming(state, function)
     if not soon and not serving:
         return True
+    if not soon and function.pinned and not stands(function):
+        return True  # what serves now leaves
     waiting = len(function.queue)
     if waiting <= soon:
         return False
@@ -146,12 +158,12 @@ def over_allowance(state: State, function: FunctionState) -> int:
     return max(0, there + function.spec.memory - allowed)
 
 
-def node_for(state: State, function: FunctionState) -> str | None:
-    """Where a container of its own fits now: rather where it can be cloned, then where it can be forked, then
-    where its files are, then near its homes."""
+def node_for(state: State, function: FunctionState, among: Sequence[str] | None = None) -> str | None:
+    """Where (`among` these nodes) a container of its own fits now: rather where it can be cloned, then where it
+    can be forked, then where its files are, then near its homes."""
     ledger, memory, now = state.ledger, function.spec.memory, state.now
     open_nodes = state.open_nodes
-    fits = [node for node in open_nodes if ledger.free(node) >= memory]
+    fits = [node for node in (open_nodes if among is None else among) if ledger.free(node) >= memory]
     if len(fits) < 2:
         return fits[0] if fits else None
     own: dict[str, int] = {}
@@ -365,7 +377,7 @@ def prewarm(state: State) -> None:
 def has_idle(state: State, function: FunctionState) -> bool:
     """Is there an idle container of its own, as far as the keep-alive policy is concerned?"""
     return any(
-        container.owner == function.spec.name and container.quiet and not container.doomed
+        container.owner == function.spec.name and container.quiet and not (container.doomed or container.leaving)
         for container in state.containers.values()
     )
 
@@ -398,7 +410,11 @@ def rest(state: State, container: Container) -> None:
     if not container.quiet:
         return
     if container.doomed:
-        rule = "its node is being emptied" if container.closed else "its function was deleted"
+        rule = "its function was deleted"
+        if container.closed or container.node in state.leaving:
+            rule = "its node is being emptied"
+        elif container.leaving:
+            rule = "it has moved to another node"
         containers.destroy(state, container, Why(rule=rule))
         return
     if state.ledger.excess(container.node):

@@ -440,8 +440,8 @@ def application(
 
     @api.post("/nodes/{node}/drain")
     async def drain(who: Caller, node: str, undo: bool = False) -> dict[str, Any]:
-        """For the owner: nothing new goes there, what is idle ends, what runs finishes, over restarts of the
-        server too. `undo` takes it back."""
+        """For the owner: nothing new goes there, what is idle ends when it stands elsewhere, what runs finishes,
+        over restarts of the server too. `undo` takes it back."""
         who.check_everywhere()
         found = health.membership.drain(node, undo=undo)
         await asyncio.to_thread(store.set_drained, node, not undo)

@@ -232,6 +232,7 @@ async def _compose(
         queue_s=settings.limits.queue_s,
         most=settings.limits.requests,
         most_bytes=max(settings.limits.bodies, settings.server.max_body),
+        drain_s=settings.cluster.drain_s,
     )
     beside = Shadows(shadows(settings), clock, Live(clock, books), names)
     if beside.shadows:

@@ -13,7 +13,7 @@ const STATES = {
   up: ["●", "up", "takes requests"],
   suspect: ["◐", "suspect", "the cluster does not hear of it; as long as its agent answers, it goes on"],
   "out of reach": ["◐", "out of reach", "its agent does not answer: nothing new goes there, and it is not given up yet"],
-  draining: ["▽", "draining", "nothing new goes there; what runs is finished"],
+  draining: ["▽", "draining", "nothing new goes there; it serves until what it has stands elsewhere"],
   drained: ["■", "drained", "it is empty and takes nothing: it can be stopped"],
   joining: ["…", "joining", "it is asked to join, again and again"],
   lost: ["✕", "lost", "what ran there has ended, and its functions go elsewhere; it joins again when it answers"],
