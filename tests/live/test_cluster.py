@@ -131,6 +131,7 @@ class Load:
         self._pool = ThreadPoolExecutor(len(functions))
         self._running = [self._pool.submit(self._client, name) for name in functions]
         self.answered = 0
+        self.starts: list[str] = []  # of what was answered: its kind, and of which function
         self.failed: list[str] = []
 
     def _client(self, function: str) -> None:
@@ -144,6 +145,7 @@ class Load:
                     self.failed.append(answer.text)
                     continue
                 self.answered += 1
+                self.starts.append(f"{answer.headers['x-instainfer-start']} {function}")
                 assert answer.json()["n"] == n
                 if self._keys and n % 5 == 0:  # whoever asks again hears the same
                     again = http.post(f"/f/ns/{function}", json={"n": n, "s": 0.02}, headers=headers)
@@ -242,6 +244,8 @@ def test_a_drained_node_finishes_and_nothing_fails(agents: Agents) -> None:
         deploy(server, *functions)
         load = Load(server, functions, keys=False)
         load.more()
+        eventually(lambda: all(f"warm {name}" in load.starts for name in functions))
+        began = len(load.starts)
         for name in agents.about:  # a rolling restart
             server.client.drain(name)
             eventually(lambda name=name: nodes(server)[name]["state"] == "drained")  # type: ignore[misc]
@@ -253,6 +257,8 @@ def test_a_drained_node_finishes_and_nothing_fails(agents: Agents) -> None:
             load.more()
         load.stop()
         assert not load.failed
+        kinds = {start.partition(" ")[0] for start in load.starts[began:]}
+        assert kinds == {"warm", "preloaded"}, "what was loaded stays so throughout"
 
 
 def test_a_drain_outlives_the_server(agents: Agents) -> None:
