@@ -133,6 +133,7 @@ class Limits(Section, frozen=True, kw_only=True):
     log_bytes: Size = 65536  # kept of what one activation prints
     jobs: Positive = 10_000  # requests to be answered later that wait, per namespace
     attempts: Positive = 5  # of such a request, when its instance or the platform fails it
+    interruptions: Positive = 20  # of such a request: ends of the server that one of its attempts ended with
 
 
 class Telemetry(Section, frozen=True, kw_only=True):

@@ -273,7 +273,7 @@ class JobState(StrEnum):
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     began: float  # wall time
     ended: float
-    status: str  # "ok" or an error code
+    status: str  # "ok", an error code, or "interrupted": the server ended with it
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,9 @@ At least once: an attempt that ended with its instance, its node or the server i
 the instance is known dead (a new server starts when the old one's containers are gone). Whoever has the same
 idempotency key gets the same answer, which nobody sees before it is committed.
 
+Attempts that ended with the server (or its lease) are counted apart, against a limit of their own: they are seldom
+the job's fault, but a job that brings the server down must not do so for ever.
+
 Only ids and times of what waits are held in memory; bodies stay in the store until their turn.
 """
 
@@ -24,7 +27,16 @@ from msgspec.structs import replace
 from instainfer.books import Ticket
 from instainfer.clock import Clock
 from instainfer.controller import Controller
-from instainfer.errors import Conflict, InstaInferError, NotFound, Overloaded, Stopping, Unavailable, from_problem
+from instainfer.errors import (
+    Conflict,
+    InstaInferError,
+    InstanceCrashed,
+    NotFound,
+    Overloaded,
+    Stopping,
+    Unavailable,
+    from_problem,
+)
 from instainfer.model import Attempt, FunctionSpec, Job, JobState
 from instainfer.store.base import Store
 from instainfer.store.commits import Commits
@@ -33,6 +45,12 @@ log = logging.getLogger("instainfer.work")
 
 #: Errors after which another attempt may do better: what failed was not the function's answer.
 AGAIN = frozenset({"unavailable", "stopping", "overloaded", "instance_crashed"})
+#: Instead of an error's code, of an attempt that ended with the server.
+INTERRUPTED = "interrupted"
+#: A job that was interrupted so often may be the reason. Such ones go on one after the other, so that the one that
+#: is takes no others with it: those that wait for their turn are not interrupted.
+SUSPECT = 3
+SUSPECTS_APART_S = 1.0
 BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
 #: Of one function at a time: what its instances can run, and a few so that none waits for the store.
@@ -40,13 +58,17 @@ AT_ONCE = 32
 
 
 class Work:
-    """`attempts`: after so many a job is dead; `most`: jobs that may wait, of one namespace."""
+    """`attempts`: after so many a job is dead; `interruptions`: or after so many of these; `most`: jobs that may
+    wait, of one namespace."""
 
-    def __init__(self, controller: Controller, store: Store, clock: Clock, *, attempts: int, most: int) -> None:
+    def __init__(
+        self, controller: Controller, store: Store, clock: Clock, *, attempts: int, interruptions: int, most: int
+    ) -> None:
         self._controller = controller
         self._store = store
         self._clock = clock
         self._attempts = attempts
+        self._interruptions = interruptions
         self._most = most
         self._commits = Commits(store)
         self._open: dict[str, Job] = {}  # by id, not over yet; without their bodies
@@ -66,19 +88,42 @@ class Work:
 
     async def start(self) -> None:
         """Go on with what an earlier server was given. What it was running ended with it."""
+        now, suspects = self._clock.wall(), 0
         for job in await asyncio.to_thread(self._store.unfinished_jobs):
-            self._take_up(job)
+            found = self._interrupted(job) if job.state is JobState.RUNNING else job
+            interruptions = _interruptions(found)
+            if found is not job and interruptions >= self._interruptions:
+                log.error("job %s of %s is given up: the server ended with it", job.id, job_function(job))
+                await self._write(self._given_up(found, now))
+                continue
+            if found is not job and interruptions >= SUSPECT:
+                found = replace(found, due=now + suspects * SUSPECTS_APART_S)
+                suspects += 1
+            self._remember(found)
+            self._queue(found)
         if self._open:
             log.info("going on with %d jobs", len(self._open))
 
     def _take_up(self, job: Job) -> Job:
         """One that is in the store alone: nobody runs it."""
         if job.state is JobState.RUNNING:
-            lost = replace(job.attempts[-1], ended=self._clock.wall(), status="unavailable")
-            job = replace(job, state=JobState.WAITING, attempts=(*job.attempts[:-1], lost))
+            job = self._interrupted(job)
         self._remember(job)
         self._queue(job)
         return job
+
+    def _interrupted(self, job: Job) -> Job:
+        """A running one, as it is when its server is no more."""
+        lost = replace(job.attempts[-1], ended=self._clock.wall(), status=INTERRUPTED)
+        return replace(job, state=JobState.WAITING, attempts=(*job.attempts[:-1], lost))
+
+    def _given_up(self, job: Job, now: float) -> Job:
+        error = InstanceCrashed(
+            f"the server ended {_interruptions(job)} times while this ran, or was about to: it may be the reason",
+            function=job_function(job),
+            hint="what the server's log says of its ends; retrying the job gives it its attempts again",
+        )
+        return replace(job, state=JobState.DEAD, problem=error.problem(), finished=now)
 
     def pause(self) -> None:
         """Begin nothing, and end what runs: another server may be about to begin it again."""
@@ -304,17 +349,20 @@ class Work:
         now = self._clock.wall()
         kind, answer = ("", b"") if ticket is None or ticket.answer is None else ticket.answer
         start = "" if ticket is None else ticket.start
-        status = "ok" if error is None else error.code
+        again = error is not None and error.code in AGAIN
+        status = "ok" if error is None else INTERRUPTED if again and self._paused else error.code
         attempts = (
             (*job.attempts[:-1], replace(job.attempts[-1], ended=now, status=status)) if job.attempts else ()
         )
         problem = {} if error is None else error.problem()
         job = replace(job, attempts=attempts, answer_type=kind, answer=answer, problem=problem, start=start)
-        again = error is not None and error.code in AGAIN
+        failed = sum(one.status != INTERRUPTED for one in attempts)
         if again and self._stopping:  # the server's own end: the next one goes on with it
             job = replace(job, state=JobState.WAITING, due=0.0, attempts=attempts[:-1])
-        elif again and len(attempts) < self._attempts:
-            wait = min(BACKOFF_S * 2 ** (len(attempts) - 1), LONGEST_BACKOFF_S)
+        elif again and status == INTERRUPTED:  # this one has lost its lease, and may get it again
+            job = replace(job, state=JobState.WAITING, due=0.0)
+        elif again and failed < self._attempts:
+            wait = min(BACKOFF_S * 2 ** max(0, failed - 1), LONGEST_BACKOFF_S)
             job = replace(job, state=JobState.WAITING, due=now + wait)
         else:
             dead = again or status == "not_found"
@@ -395,6 +443,10 @@ class Work:
 
 def job_function(job: Job) -> str:
     return f"{job.namespace}/{job.function}"
+
+
+def _interruptions(job: Job) -> int:
+    return sum(one.status == INTERRUPTED for one in job.attempts)
 
 
 def error_of(job: Job) -> InstaInferError | None:

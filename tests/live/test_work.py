@@ -153,8 +153,8 @@ def test_the_command_line(works: Server) -> None:
 
 def test_accepted_is_kept_through_kills(tmp_path: Path) -> None:
     """The server is killed while jobs run and wait; the next one goes on with all of them, and each key's answer
-    is the one that was first told."""
-    with Server(tmp_path, "--memory", "1GB") as server:
+    is the one that was first told. A kill is no attempt of theirs: they have one."""
+    with Server(tmp_path, "--memory", "1GB", variables={"INSTAINFER_LIMITS__ATTEMPTS": "1"}) as server:
         server.deploy("n", "f", WORKER)
         told: dict[str, Any] = {}
         response = server.http.post("/f/n/f", json={"n": 0}, headers={"idempotency-key": "first"})
@@ -168,6 +168,7 @@ def test_accepted_is_kept_through_kills(tmp_path: Path) -> None:
         server.start()
         for n, job in enumerate(jobs):
             assert over(server, job).json()["n"] == n
+        assert {one["status"] for one in server.client.job(jobs[0])["attempts"][:-1]} <= {"interrupted"}
         again = server.http.post("/f/n/f", json={"n": 0}, headers={"idempotency-key": "first"})
         assert again.json() == told["first"]
         begin(server, {"s": 1, "n": 9})

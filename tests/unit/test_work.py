@@ -8,10 +8,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from instainfer.books import Ticket
 from instainfer.controller import Controller
-from instainfer.errors import InstaInferError, InstanceCrashed, InvocationFailed
+from instainfer.errors import InstaInferError, InstanceCrashed, InvocationFailed, Unavailable
 from instainfer.model import Attempt, FunctionSpec, Job, JobState, Style
 from instainfer.store.sql import SqlStore
 from instainfer.work import Work, error_of
@@ -60,6 +61,9 @@ class Obedient:
             await self.sent.wait()
         return self.under_way.pop(0)
 
+    def abandon(self, ticket: Ticket, why: str) -> None:
+        """It ends by and by."""
+
     def finish(self, ticket: Ticket, error: InstaInferError | None = None) -> None:
         ticket.error = error
         ticket.answer = None if error else ("text/plain", ticket.body)
@@ -73,10 +77,14 @@ def store() -> Iterator[SqlStore]:
     made.close()
 
 
+def make(controller: Obedient, store: SqlStore) -> Work:
+    return Work(cast(Controller, controller), store, Clock(), attempts=2, interruptions=4, most=100)
+
+
 def play(store: SqlStore, scenario: Callable[[Work, Obedient], Coroutine[Any, Any, None]]) -> None:
     async def run() -> None:
         controller = Obedient()
-        work = Work(cast(Controller, controller), store, Clock(), attempts=2, most=100)
+        work = make(controller, store)
         async with asyncio.timeout(20):
             await scenario(work, controller)
         work.stop()
@@ -119,7 +127,7 @@ def test_a_commit_that_nobody_heard_of_is_found_by_its_key(store: SqlStore) -> N
         assert job.id == "old"
         controller.finish(await controller.one())
         over = await work.result(job)
-        assert (over.answer, [one.status for one in over.attempts]) == (b"in", ["unavailable", "ok"])
+        assert (over.answer, [one.status for one in over.attempts]) == (b"in", ["interrupted", "ok"])
 
     play(store, scenario)
 
@@ -133,6 +141,95 @@ def test_what_an_earlier_server_had_begun_goes_on(store: SqlStore) -> None:
         assert ticket.body == b"in"
         controller.finish(ticket)
         assert (await work.result(await work.find("old"))).answer == b"in"
+
+    play(store, scenario)
+
+
+def killed(store: SqlStore) -> None:
+    """One life of a server that takes up what is there, begins it, and is no more."""
+
+    async def run() -> None:
+        controller = Obedient()
+        work = make(controller, store)
+        async with asyncio.timeout(20):
+            await work.start()
+            await controller.one()  # its attempt is written before
+
+    asyncio.run(run())
+
+
+async def attempted(work: Work, id: str) -> Job:
+    """As it is when its attempt is over."""
+    while (job := await work.find(id)).state is JobState.RUNNING:  # noqa: ASYNC110 - it has no event
+        await asyncio.sleep(0)
+    return job
+
+
+def test_ends_of_the_server_are_not_a_jobs_attempts(store: SqlStore) -> None:
+    """More of them than attempts; and those are all there when they are needed."""
+    store.save_jobs([begun()])
+    killed(store)
+    killed(store)
+
+    async def scenario(work: Work, controller: Obedient) -> None:
+        await work.start()
+        controller.finish(await controller.one(), InstanceCrashed("of its own"))
+        job = await attempted(work, "old")
+        assert job.state is JobState.WAITING, "one of two attempts"
+        assert [one.status for one in job.attempts] == ["interrupted"] * 3 + ["instance_crashed"]
+
+    play(store, scenario)
+
+
+def test_a_job_that_ends_the_server_is_given_up_and_may_have_another_try(store: SqlStore) -> None:
+    store.save_jobs([begun()])
+    for _ in range(3):
+        killed(store)
+
+    async def scenario(work: Work, controller: Obedient) -> None:
+        await work.start()
+        job = await work.find("old")
+        assert (job.state, [one.status for one in job.attempts]) == (JobState.DEAD, ["interrupted"] * 4)
+        assert "the server ended 4 times" in job.problem["detail"]
+        assert not controller.under_way
+        assert (await work.accept(SPEC, "", b"in", key=KEY)).state is JobState.DEAD
+        await work.revive(job)
+        controller.finish(await controller.one())
+        assert (await work.result(await work.find("old"))).answer == b"in"
+
+    play(store, scenario)
+
+
+def test_those_that_were_there_often_when_the_server_ended_go_on_one_after_the_other(store: SqlStore) -> None:
+    often = (Attempt(began=1.0, ended=2.0, status="interrupted"),) * 2
+    jobs = [replace(begun(), id=id, key="", created=float(n)) for n, id in enumerate("abc")]
+    store.save_jobs([replace(job, attempts=(*often, *job.attempts)) for job in jobs])
+    store.save_jobs([replace(begun(), id="d", created=9.0)])
+
+    async def scenario(work: Work, controller: Obedient) -> None:
+        await work.start()
+        first = [await controller.one(), await controller.one()]
+        assert {ticket.activation for ticket in first} == {"a", "d"}
+        assert [(await work.find(id)).due for id in "bc"] == [1001.0, 1002.0]
+        assert store.job("b").state is JobState.RUNNING, "as it was: another end of the server is none of its own"
+        for ticket in first:
+            controller.finish(ticket)
+
+    play(store, scenario)
+
+
+def test_what_was_running_when_the_lease_ran_out_is_as_good_as_new(store: SqlStore) -> None:
+    async def scenario(work: Work, controller: Obedient) -> None:
+        job = await work.accept(SPEC, "", b"in")
+        for _ in range(3):
+            ticket = await controller.one()
+            work.pause()
+            controller.finish(ticket, Unavailable("the lease on the database has run out"))
+            await attempted(work, job.id)
+            work.resume()
+        controller.finish(await controller.one())
+        over = await work.result(await work.find(job.id))
+        assert [one.status for one in over.attempts] == ["interrupted"] * 3 + ["ok"]
 
     play(store, scenario)
 

@@ -288,7 +288,11 @@ async def _compose(
     stack.callback(door.withdraw, listening.getsockname()[1])
     if access.asked:
         locked()
-    work = Work(controller, store, clock, attempts=settings.limits.attempts, most=settings.limits.jobs)
+    limits = settings.limits
+    work = Work(
+        controller, store, clock,
+        attempts=limits.attempts, interruptions=limits.interruptions, most=limits.jobs,
+    )  # fmt: skip
     if lease is not None:
         stack.callback(asyncio.create_task(_kept(lease, work, ends)).cancel)
     await work.start()
