@@ -12,7 +12,7 @@ from instainfer.core.state import State
 from instainfer.errors import InstaInferError
 from instainfer.marks import Marks
 from instainfer.model import Activation, FunctionSpec, Phases, StartKind
-from instainfer.observe import Gauge, Metrics, Spent
+from instainfer.observe import Gauge, Metrics
 from instainfer.store.base import LogLine
 from instainfer.store.writer import BatchWriter
 
@@ -244,7 +244,7 @@ class Books:
         metrics.invocation(spec.namespace, spec.name, ticket.start, status)
         metrics.phase("inference", ticket.inference_s)
         metrics.phase("e2e", e2e_s)
-        self._spend(ticket, e2e_s)
+        self._spend(ticket, e2e_s, now)
         if ticket.start != "warm":
             named = (("container", phases.container), ("extract", phases.extract), ("import", phases.imports))
             for name, seconds in (*named, ("load", phases.load), ("warmup", phases.warmup)):
@@ -253,10 +253,8 @@ class Books:
         if self._told is not None:
             self._told(ticket, e2e_s)
 
-    def _spend(self, ticket: Ticket, e2e_s: float) -> None:
-        spent = self.metrics.spent.get(ticket.spec.key)
-        if spent is None:
-            spent = self.metrics.spent[ticket.spec.key] = Spent()
+    def _spend(self, ticket: Ticket, e2e_s: float, now: float) -> None:
+        spent = self.metrics.spent_by(ticket.spec.key, now)
         spent.last = ticket.wall
         spent.waited_s += ticket.dispatched - ticket.arrived if ticket.dispatched else e2e_s
         if ticket.error is None:
@@ -286,6 +284,13 @@ class Books:
                 parts[name] = min(seconds, wait)
                 wait -= parts[name]
         return Phases(queue=max(0.0, wait), inference=ticket.inference_s, **parts)
+
+    def deleted(self, function: str) -> None:
+        self.metrics.deleted(function, self._clock.now())
+
+    def scrape(self) -> bytes:
+        self.metrics.sweep(self._clock.now())
+        return self.metrics.render()
 
     def gauges(self, state: State) -> list[Gauge]:
         """What is there now, for a scrape."""

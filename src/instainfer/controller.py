@@ -340,6 +340,7 @@ class Controller:
         self.provide(spec, revision)
         before = self.specs.get(spec.key)
         self.specs[spec.key] = spec
+        self.books.metrics.deployed(spec.key)
         self.feed(ev.FunctionDeployed(function=function))
         if before is not None and before.revision != spec.revision:
             self.withdraw(before.revision)
@@ -361,6 +362,7 @@ class Controller:
     def delete(self, key: str) -> None:
         spec = self.specs.pop(key)
         self._foresight.forget(key)
+        self.books.deleted(key)
         self.feed(ev.FunctionDeleted(function=key))
         self.withdraw(spec.revision)
 

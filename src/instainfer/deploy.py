@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -58,7 +59,7 @@ class Deployer:
         self._max_answer = max_answer
         self._log_bytes = log_bytes
         self._largest = largest  # bytes: the largest container there can be
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # those that somebody holds
 
     # ---- packages as sent ----------------------------------------------------------------------------------
 

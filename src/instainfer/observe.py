@@ -18,6 +18,12 @@ BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 LONG = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0, 86400.0)
 
 
+#: What a deleted function came to is shown for so long after it, for the scrapes that have not seen its last
+#: requests, but of no more than so many functions.
+DELETED_S = 600.0
+DELETED = 100
+
+
 class Histogram:
     __slots__ = ("bounds", "counts", "total")
 
@@ -65,12 +71,48 @@ class Metrics(Collector):
         self.decision = Histogram()
         self.prediction_error = Histogram(LONG)
         self.gauges: Callable[[], Iterable[Gauge]] = tuple  # read off the platform at a scrape
+        self._deployed: set[str] = set()
+        self._deleted: dict[str, float] = {}  # with something in `spent` -> when, the latest last
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def invocation(self, namespace: str, function: str, start: str, status: str) -> None:
         key = (namespace, function, start, status)
         self.invocations[key] = self.invocations.get(key, 0) + 1
+
+    def spent_by(self, function: str, now: float) -> Spent:
+        """Of one that may be deleted already: the last of its requests end after it."""
+        spent = self.spent.get(function)
+        if spent is None:
+            spent = self.spent[function] = Spent()
+            if function not in self._deployed:
+                self._deleted[function] = now
+        return spent
+
+    def deployed(self, function: str) -> None:
+        """From now on its counters do not go back, whatever was before."""
+        self._deployed.add(function)
+        self._deleted.pop(function, None)
+
+    def deleted(self, function: str, now: float) -> None:
+        self._deployed.discard(function)
+        if function in self.spent:
+            self._deleted[function] = now
+        self.sweep(now)
+
+    def sweep(self, now: float) -> None:
+        """Forget functions that were deleted, so that whoever makes and deletes them does not fill memory, nor
+        the database of whoever scrapes this."""
+        most = max(0, len(self._deleted) - DELETED)
+        old = {name for n, (name, at) in enumerate(self._deleted.items()) if n < most or at + DELETED_S <= now}
+        if not old:
+            return
+        for name in old:
+            del self._deleted[name]
+            del self.spent[name]
+        self.invocations = {
+            key: count for key, count in self.invocations.items() if f"{key[0]}/{key[1]}" not in old
+        }
 
     def phase(self, name: str, seconds: float) -> None:
         histogram = self.phases.get(name)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from instainfer.agent import base
 from instainfer.agent.base import Answered, Command, Invoke, Measure, Peers, Provide, Sink
@@ -20,7 +21,7 @@ from instainfer.core.state import State
 from instainfer.errors import Conflict, InstanceCrashed, NotFound, Unavailable
 from instainfer.eventlog import EventLog
 from instainfer.model import Costs, Function, FunctionSpec, Level, Style
-from instainfer.observe import Metrics
+from instainfer.observe import DELETED, Metrics
 from instainfer.policies import registry
 from instainfer.policies.predict.forecast import Forecast
 from instainfer.store.sql import SqlStore
@@ -355,5 +356,29 @@ def test_bodies_that_wait_have_a_bound(tmp_path: Path) -> None:
             assert (await w.done.get()).error is None
         assert w.controller._bytes == 0
         assert w.ask().error is None
+
+    play(tmp_path, scenario, node)
+
+
+def test_what_is_deleted_leaves_the_metrics(tmp_path: Path) -> None:
+    node = Node("a")
+
+    async def scenario(w: World) -> None:
+        books = w.controller.books
+        w.ask()
+        await w.until(lambda: node.invokes)
+        node.answer()
+        await w.done.get()
+        w.controller.delete(SPEC.key)
+        labels = f'function="{SPEC.name}",namespace="{SPEC.namespace}"'.encode()
+        assert labels in books.scrape(), "those who have not seen the last request yet"
+        for n in range(DELETED):
+            other = replace(SPEC, name=f"g{n}")
+            w.controller.deploy(other, replace(FUNCTION, name=other.key), replace(REVISION, id=other.revision))
+            books.metrics.invocation(other.namespace, other.name, "cold", "ok")
+            books.metrics.spent_by(other.key, 0.0)
+            w.controller.delete(other.key)
+        assert labels not in books.scrape()
+        assert len(books.metrics.spent) == DELETED
 
     play(tmp_path, scenario, node)

@@ -129,7 +129,7 @@ def application(
     @app.get("/metrics", tags=["health"], response_class=Metrics)
     async def metrics(who: Caller) -> Response:
         who.check_everywhere()
-        return Metrics(controller.books.metrics.render())
+        return Metrics(controller.books.scrape())
 
     @api.get("/status")
     async def status(who: Caller) -> dict[str, Any]:
