@@ -32,9 +32,12 @@ def main(fd: int) -> NoReturn:
     about = import_all(wanted["modules"])
     instance.flush()
     zygote = forker.Forker(control, about, apart=wanted["apart"])
+    born = False
     try:
         zygote.serve()
     except manager.Born:
+        born = True  # and no more in here: whatever the function raises would be told as raised because of this
+    if born:
         instance.main(3, bare=bare)
     os._exit(0)
 
