@@ -31,6 +31,7 @@ from instainfer.core.events import (
 from instainfer.errors import InstaInferError, Unavailable
 from instainfer.model import Level, Origin
 from instainfer.sandbox.base import Container
+from instainfer.units import MB, say_mb
 
 log = logging.getLogger(__name__)
 
@@ -490,8 +491,8 @@ class ContainerHost:
             self._sink(host.failure)
             return
         if oom:
-            limit = host.revision.memory >> 20
-            reason = f"killed: it went over its memory limit of {limit} MB (set `memory` in function.toml)"
+            limit = say_mb(host.revision.memory / MB)
+            reason = f"killed: it went over its memory limit of {limit} (set `memory` in function.toml)"
         elif not reason:
             reason = f"its process {exit.how}"
         code = code or "instance_crashed"
