@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import socket
 import stat
@@ -166,6 +167,18 @@ def test_malformed_json(server: Server, ns: str, body: bytes) -> None:
     assert server.result(ns, "f", {"a": 1}) == {"a": 1}
 
 
+def test_an_encoding_that_a_function_is_not_told_of(server: Server, ns: str) -> None:
+    server.deploy(ns, "f", ECHO)
+    body = gzip.compress(b'{"a": 1}')
+    headers = {"content-type": "application/json", "content-encoding": "GZIP"}
+    for more in ({}, {"prefer": "respond-async"}):
+        response = server.http.post(f"/f/{ns}/f", content=body, headers={**headers, **more})
+        assert "gzip" in answered(response, "bad_input", 400, f"{ns}/f", "request")
+    assert server.http.post(f"/f/{ns}/f", content=body).content == body
+    headers["content-encoding"] = "identity"
+    assert server.http.post(f"/f/{ns}/f", content=b"[1]", headers=headers).json() == [1]
+
+
 def test_wrong_method(server: Server, ns: str) -> None:
     server.deploy(ns, "f", ECHO)
     for method in ("GET", "PUT", "DELETE", "PATCH"):
@@ -293,7 +306,7 @@ def test_a_memory_hog_is_killed_alone(server: Server, ns: str) -> None:
     (process,) = server.instances("guest")
     response = server.call(ns, "bad", 500)
     text = answered(response, "instance_crashed", 502, f"{ns}/bad", "inference")
-    assert "memory limit of" in text
+    assert "memory limit of 48 MB" in text
     assert server.instances("guest") == [process]
     assert server.call(ns, "guest").headers["x-instainfer-start"] == "preloaded"
     assert server.result(ns, "bad", 1) == 1

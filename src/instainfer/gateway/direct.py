@@ -21,7 +21,7 @@ from instainfer.gateway.problems import render
 from instainfer.listening import Swept
 
 _PREFIX = PREFIX.encode()
-_LONG_WAY = frozenset({b"idempotency-key", b"prefer", b"sec-fetch-site", b"origin"})
+_LONG_WAY = frozenset({b"idempotency-key", b"prefer", b"sec-fetch-site", b"origin", b"content-encoding"})
 
 
 class _Nobody:

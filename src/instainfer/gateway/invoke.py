@@ -175,6 +175,14 @@ class Invoke:
             raise WrongMethod(said, hint="use POST", function=key, phase="request")
         spec = self.find(who_asks(scope), path, 0)
         content_type = header(scope["headers"], b"content-type")
+        encoding = header(scope["headers"], b"content-encoding").strip().lower()
+        if encoding not in ("", "identity"):  # a function is not told of it: it would take it for the content
+            raise BadInput(
+                f"a body with content-encoding {encoding[:40]!r} is not read here",
+                hint="send it as it is, or without that header to a function that decodes it",
+                function=spec.key,
+                phase="request",
+            )
         parts = await read(scope, receive, self.max_body)
         if parts is None:
             raise self._too_large(spec.key)
