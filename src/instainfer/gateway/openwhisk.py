@@ -108,6 +108,7 @@ class OpenWhisk:
             routes.append(Route(f"{of}/{kind}", _answered(self._nothing), methods=["GET"]))
             routes.append(Route(f"{of}/{kind}/{{rest:path}}", _answered(_unsupported), methods=_ALL))
         routes.append(Route(f"{of}/actions/{{package}}/{{rest:path}}", _answered(_unsupported), methods=_ALL))
+        routes.append(Route("/api/v1/web/{rest:path}", _answered(_no_web), methods=_ALL))
         routes.append(Route("/api/{rest:path}", _answered(_unknown), methods=_ALL))
         return Starlette(routes=routes)
 
@@ -184,7 +185,7 @@ class OpenWhisk:
         )
         async for event in self._deployer.deploy(namespace, name, data, settings):
             if event["event"] == "failed":
-                raise event["error"]
+                raise actions.in_its_words(event["error"])
             if event["event"] == "deployed":
                 return JSONResponse(await asyncio.to_thread(actions.record, event["spec"], data, code=True))
         raise InstaInferError("the deployment ended without a result")
@@ -345,6 +346,12 @@ async def _unsupported(request: Request) -> Response:
     raise Unsupported(f"there are no {what} here", hint="functions of the default package can be called")
 
 
+async def _no_web(request: Request) -> Response:
+    raise Unsupported(
+        "there are no web actions here", hint="call the action with its key, or POST /f/NAMESPACE/NAME"
+    )
+
+
 async def _unknown(request: Request) -> Response:
     raise NotFound(f"{request.method} {request.url.path} is no address of this API")
 
@@ -413,7 +420,8 @@ def _response(kind: str, answer: bytes, error: InstaInferError | None) -> dict[s
     """{"status", "statusCode", "success", "result"}."""
     if error is not None:
         code = _DEVELOPER if isinstance(error, FunctionFailed | BadInput) else _INTERNAL
-        result: Any = {"error": f"{error.message}\n{error.detail}".strip()}
+        told = error.detail.strip()  # of an error in the call itself there are no frames: nothing new
+        result: Any = {"error": f"{error.message}\n{told}".strip() if told != error.message else told}
     else:
         code = _SUCCESS
         try:
