@@ -1,8 +1,8 @@
 """The live feed: once a second what there is now, and what has happened since; as server-sent events.
 
-Nothing of it is on a request's way. While somebody looks, the writer of records passes on what it has saved, and
-once a second that, the marks and one look at the platform's state become an event, made once for all who look at
-the same. While nobody does, there is no cost, and nothing is kept but the marks.
+Nothing of it is on a request's way. While somebody looks, the writer of records counts what it has saved; once a
+second the counts, a few of the records, the marks and one look at the platform's state become an event, made once
+for all who look at the same. While nobody does, there is no cost, and nothing is kept but the marks.
 
 Every event has an id. A reader that comes back with its last one gets what it missed; where that is no longer
 there (another start of the server, too long ago) the event says `anew`, and whatever it had is to be dropped.
@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 import itertools
 import math
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from instainfer.errors import InstaInferError, Overloaded
 from instainfer.gateway import nodes, present
 from instainfer.gateway.access import Principal
 from instainfer.gateway.health import Health
+from instainfer.gateway.tallies import Counts, Heard, Tally, merge, tally_of, thinned
 from instainfer.marks import Mark
 from instainfer.model import Activation
 
@@ -37,35 +39,13 @@ OVER_S = 60.0  # rates are of so many seconds
 #: Invocations and marks for readers who come back, of one second a quarter. What is kept is memory that calls do
 #: not find in the cache, so few are.
 KEPT = 2_000
-HEARD = 50_000  # invocations of one second that are counted
-#: Durations of one second and namespace that the quantiles are of. A minute of them is sorted for every event: of
-#: 1,000 that alone was 8 ms a second on the loop, of these 1.6.
-SAMPLED = 250
+HEARD = 50_000  # invocations that may end while the minute before is looked up
 MOST = 1_000  # of them in one event: what is left out is counted
 EACH = 250  # invocations in the event of one second, which no picture has room for: 1,000 cost 4 ms of the loop
 MOST_READERS = 64
 MOST_OF_ONE = 16  # of one namespace
 
 _HITS = ("warm", "preloaded")
-
-
-class Tally:
-    """Of the invocations of one namespace that ended in one second."""
-
-    __slots__ = ("failed", "starts", "took")
-
-    def __init__(self) -> None:
-        self.failed = 0
-        self.starts: dict[str, int] = {}
-        self.took: list[float] = []  # of those that went well
-
-    def add(self, row: Activation) -> None:
-        start = row.start or "none"
-        self.starts[start] = self.starts.get(start, 0) + 1
-        if row.status != "ok":
-            self.failed += 1
-        elif len(self.took) < SAMPLED:
-            self.took.append(row.e2e_s)
 
 
 class Events(StreamingResponse):
@@ -99,9 +79,11 @@ class Feed:
         self._books = health.controller.books
         self._epoch = health.epoch
         self._journal: deque[tuple[int, Activation | Mark]] = deque()  # with the ticks in which they came
-        self._heard: deque[Activation] = deque(maxlen=HEARD)  # filled by the writer's thread
-        self._minute: dict[int, dict[str, Tally]] = {}  # by second since 1970 and namespace
-        self._by_node: dict[int, dict[str, Tally]] = {}  # the same by node, where there are several
+        self._hearing = threading.Lock()  # of what the writer's thread fills: the next two
+        self._heard = Heard(KEPT // 4)
+        self._early: deque[Activation] | None = None  # instead of it, while the past is looked up
+        self._minute: Counts = {}  # by namespace
+        self._by_node: Counts = {}  # the same by node, where there are several
         self._places: dict[str, str] = {}  # container -> node, of those that there were since the second before
         self._whole = 0.0  # since when the tallies are of all there was
         self._marked = 0  # number of the latest mark in the journal
@@ -113,7 +95,7 @@ class Feed:
         self._running: asyncio.Task[None] | None = None
         self._waking = asyncio.Lock()
         self._next: asyncio.Future[None] | None = None
-        self._stopped = False
+        self._stopped = asyncio.Event()
 
     # ---- readers -------------------------------------------------------------------------------------------
 
@@ -145,7 +127,7 @@ class Feed:
 
     def stop(self) -> None:
         """All readers are let go, and none is taken any more."""
-        self._stopped = True
+        self._stopped.set()
         self._sleep()
 
     def _cursor(self, since: str) -> int:
@@ -160,10 +142,11 @@ class Feed:
     async def _wake(self) -> None:
         """Have it tick, from the invocations of the last minute on."""
         async with self._waking:
-            if self._running is not None or self._stopped:
+            if self._running is not None or self._stopped.is_set():
                 return
-            self._heard.clear()
-            self._health.writer.heard = self._heard.extend
+            with self._hearing:
+                self._early = deque(maxlen=HEARD)
+            self._health.writer.heard = self._hear
             wall = self._clock.wall()
             await asyncio.to_thread(self._health.writer.flush, EVERY_S)
             seed: list[Activation] = []
@@ -171,8 +154,13 @@ class Feed:
                 seed = await asyncio.to_thread(
                     self._health.store.activations, None, None, limit=MOST, since=wall - OVER_S
                 )
+            with self._hearing:
+                early, self._early = self._early, None
+                self._heard = Heard(KEPT // 4)
+            if self._stopped.is_set():  # meanwhile
+                return
             known = {one.id for one in seed}
-            heard = [one for one in self._take_heard() if one.id not in known]
+            past = [*reversed(seed), *(one for one in early or () if one.id not in known)]
             started = wall - (self._clock.now() - self._health.started)
             self._whole = max(started, seed[-1].wall if len(seed) >= MOST else wall - OVER_S)
             self._tick += 1
@@ -182,7 +170,7 @@ class Feed:
             self._minute.clear()
             self._by_node.clear()
             self._places.clear()
-            self._add([*reversed(seed), *heard])
+            self._add(Heard(KEPT // 4, past, self._several))
             self._next = asyncio.get_running_loop().create_future()
             self._running = asyncio.create_task(self._run())
 
@@ -195,7 +183,7 @@ class Feed:
             self._next.set_result(None)
             self._next = None
         self._journal.clear()
-        self._heard.clear()
+        self._take_heard()
         self._made.clear()
 
     async def _run(self) -> None:
@@ -212,47 +200,54 @@ class Feed:
         self._running = None
         self._sleep()
 
-    def _take_heard(self) -> list[Activation]:
-        taken = []
-        with contextlib.suppress(IndexError):
-            while True:
-                taken.append(self._heard.popleft())
+    @property
+    def _several(self) -> bool:
+        """There are, or were within the minute, several nodes."""
+        return len(self._health.controller.nodes) > 1 or bool(self._by_node)
+
+    def _hear(self, rows: Sequence[Activation]) -> None:
+        """What was just saved; in the writer's thread, which drops them then."""
+        with self._hearing:
+            if self._early is not None:
+                self._early.extend(rows)
+                return
+        more = Heard(KEPT // 4, rows, self._several)
+        with self._hearing:
+            self._heard.merge(more)
+
+    def _take_heard(self) -> Heard:
+        with self._hearing:
+            taken, self._heard = self._heard, Heard(KEPT // 4)
         return taken
 
-    def _add(self, rows: list[Activation]) -> None:
+    def _add(self, heard: Heard) -> None:
         """To the tallies and the journal, and the new marks too."""
         self._made.clear()
         marks = self._books.marks.since(self._marked)
         self._marked = self._books.marks.count
-        second, namespace, tally = -1, "", Tally()
-        for row in rows:  # most are of the same second and namespace as the one before
-            ended = int(row.wall + row.e2e_s)
-            if ended != second or row.namespace != namespace:
-                second, namespace = ended, row.namespace
-                tally = self._minute.setdefault(second, {}).setdefault(namespace, Tally())
-            tally.add(row)
-        if len(self._health.controller.nodes) > 1 or self._by_node:
-            self._add_by_node(rows, marks)
+        merge(self._minute, heard.by_namespace)
+        if self._several:
+            self._add_by_node(heard, marks)
         old = self._clock.wall() - OVER_S
         for minute in (self._minute, self._by_node):
             for second in [second for second in minute if second < old]:
                 del minute[second]
         self._journal.extend(zip(itertools.repeat(self._tick), marks, strict=False))
-        kept = _thinned(rows, KEPT // 4)
-        self._left = _left_out(rows, kept)
-        self._journal.extend(zip(itertools.repeat(self._tick), kept, strict=False))
+        self._left = heard.left_out()
+        self._journal.extend(zip(itertools.repeat(self._tick), heard.kept, strict=False))
         while len(self._journal) > KEPT:
             self._floor = max(self._floor, self._journal.popleft()[0])
 
-    def _add_by_node(self, rows: list[Activation], marks: list[Mark]) -> None:
+    def _add_by_node(self, heard: Heard, marks: list[Mark]) -> None:
         containers = self._health.controller.platform.state.containers.values()
         there = {one.id: one.node for one in containers} | {
             mark.container: mark.node for mark in marks if mark.what == "create"
         }
-        for row in rows:
-            node = there.get(row.container) or self._places.get(row.container)
-            if node is not None:  # else it never got a container, or one that is long gone
-                self._by_node.setdefault(int(row.wall + row.e2e_s), {}).setdefault(node, Tally()).add(row)
+        for second, by_container in heard.by_container.items():
+            for container, one in by_container.items():
+                node = there.get(container) or self._places.get(container)
+                if node is not None:  # else it never got a container, or one that is long gone
+                    tally_of(self._by_node, second, node).merge(one)
         self._places = there
 
     # ---- what is told --------------------------------------------------------------------------------------
@@ -275,7 +270,7 @@ class Feed:
                 else:
                     marks.append(row)
         invocations.reverse()
-        shown = _thinned(invocations, EACH if cursor == self._tick - 1 else MOST)
+        shown = thinned(invocations, EACH if cursor == self._tick - 1 else MOST)
         left = sum(count for namespace, count in self._left.items() if who.sees(namespace))
         id = f"{self._epoch}.{self._tick}"
         data = {
@@ -377,28 +372,6 @@ def _quantile(ordered: list[float], share: float) -> float | None:
     if not ordered:
         return None
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] * 1e3
-
-
-def _thinned(rows: list[Activation], most: int) -> list[Activation]:
-    """At most so many of them, in their order: warm ones are left out first, the oldest of them first."""
-    if len(rows) <= most:
-        return rows
-    rare = [place for place, row in enumerate(rows) if row.start != "warm" or row.status != "ok"]
-    chosen = set(rare[-most:])
-    for place in range(len(rows) - 1, -1, -1):
-        if len(chosen) == most:
-            break
-        chosen.add(place)
-    return [rows[place] for place in sorted(chosen)]
-
-
-def _left_out(rows: list[Activation], kept: list[Activation]) -> dict[str, int]:
-    """How many of each namespace."""
-    if len(rows) == len(kept):
-        return {}
-    counted = Counter(row.namespace for row in rows)
-    counted.subtract(row.namespace for row in kept)
-    return dict(counted)
 
 
 def _invocation(of: Activation) -> dict[str, Any]:
