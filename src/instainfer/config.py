@@ -68,6 +68,7 @@ class Cluster(Section, frozen=True, kw_only=True):
     address: str = ""  # "": this machine alone; "ray", "ray://HOST:PORT", or "a=http://HOST:PORT,b=http://…"
     key: str = ""  # that the agents of other machines ask for; "": one is made and kept in the data directory
     lost_s: Seconds = 3.0  # an agent out of reach for so long is lost; by then it has ended what it ran
+    grow_s: Seconds = 0.0  # memory that no other work of Ray's has held for so long becomes ours; 0: it does not
     drain_s: Seconds = 60.0  # the longest that a drained node serves until what it has stands elsewhere
 
 

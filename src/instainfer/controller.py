@@ -126,9 +126,10 @@ class Controller:
             await self.join(agent)
         self._flush()
 
-    async def join(self, agent: wire.Agent) -> None:
-        """A node comes in, now or later: all that is deployed may run there, and what it holds goes on. Raises
-        Unavailable; Conflict where a node of this name is in already."""
+    async def join(self, agent: wire.Agent, most: int = 0) -> None:
+        """A node comes in, now or later: all that is deployed may run there, and what it holds goes on. `most`:
+        bytes that its containers may take now, if its agent has more; 0: all of it. Raises Unavailable; Conflict
+        where a node of this name is in already."""
         node = agent.node
         if node in self.nodes:
             raise Conflict(f"there is a node {node} already", hint="every node has a name of its own")
@@ -146,6 +147,8 @@ class Controller:
         self._agents[node] = agent
         self.nodes[node] = joined
         self._sizes[node] = joined.memory
+        if 0 < most < joined.memory:
+            joined = self.nodes[node] = msgspec.structs.replace(joined, memory=most)
         self._introduce()
         for _, revision in self._revisions.values():
             agent.send(wire.Provide(revision=revision))

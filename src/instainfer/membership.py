@@ -120,8 +120,9 @@ class Membership:
         while node in self._wanted and node not in self._controller.nodes:
             try:
                 agent = await self._backend.ensure_agent(node)
-                await self._controller.join(agent)
                 self._released.discard(node)  # it was reserved to start the agent
+                member = self._backend.members().get(node)
+                await self._controller.join(agent, member.warm if member is not None else 0)
                 self._resize(node)
             except InstaInferError as error:
                 if self._problems.get(node) != error.message:
@@ -149,7 +150,7 @@ class Membership:
             if about is None:
                 gone = "lost" if node in self._lost_ones else "joining"
                 said = gone if node in members else "drained"
-            elif node in self._controller.draining:
+            elif node in self._controller.draining or node in state.leaving:
                 said = "draining" if there else "drained"
             else:
                 said = "out of reach" if node in state.closed else "joined"

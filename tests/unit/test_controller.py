@@ -280,6 +280,18 @@ def test_a_node_has_no_more_memory_than_its_agent(tmp_path: Path) -> None:
     play(tmp_path, scenario, a)
 
 
+def test_a_node_comes_with_as_much_as_the_cluster_lets_it_have(tmp_path: Path) -> None:
+    late = Node("b")
+
+    async def scenario(w: World) -> None:
+        await w.controller.join(late, 100 * MB)
+        assert w.controller.platform.state.ledger.memory("b") == 100 * MB
+        w.controller.resize_node("b", 512 * MB)
+        assert w.controller.platform.state.ledger.memory("b") == 256 * MB, "what its agent has"
+
+    play(tmp_path, scenario)
+
+
 def test_a_node_that_leaves_is_closed(tmp_path: Path) -> None:
     a = Node("a")
 

@@ -67,10 +67,12 @@ class Nodes:
         self.sizes: list[int] = []
         self.changed = asyncio.Event()
         self.platform = SimpleNamespace(
-            state=SimpleNamespace(containers={}, closed=set(), ledger=SimpleNamespace(promised=lambda node: 0))
+            state=SimpleNamespace(
+                containers={}, closed=set(), leaving={}, ledger=SimpleNamespace(promised=lambda node: 0)
+            )
         )
 
-    async def join(self, agent: Agent) -> None:
+    async def join(self, agent: Agent, most: int = 0) -> None:
         self.nodes[agent.node] = NodeJoined(node=agent.node, memory=2 * GB)
 
     def resize_node(self, node: str, memory: int) -> None:

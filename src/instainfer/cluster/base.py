@@ -17,6 +17,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     cpus: float = 0.0
     memory: int = 0  # bytes, of the host; 0: not known
     warm: int = 0  # of it, bytes that the cluster lets us have now; 0: it does not say
+    most: int = 0  # bytes that it may ever let us have; 0: it does not say
 
 
 class Joined(msgspec.Struct, frozen=True, kw_only=True):

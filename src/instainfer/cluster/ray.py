@@ -5,7 +5,7 @@ It says what Ray's node table says, and gets agents started on hosts by a stub t
 its host by the resource `node:IP` that Ray gives every node. (Pinned by node id it would die for good when its
 raylet is started again, with a new one.) Lines of JSON, over an inherited socket:
 
-    up    {"nodes": [{"node", "cpus", "memory", "warm"}]}            whenever it has looked
+    up    {"nodes": [{"node", "cpus", "memory", "warm", "most"}]}    whenever it has looked
     down  {"id", "node", "reserve"}                                  have its memory held for us, or not
     down  {"id", "node", "data", "key", "environ"}                   have an agent there
     up    {"id", "node", "url"} or {"id", "error"}
@@ -16,12 +16,14 @@ raylet is started again, with a new one.) Lines of JSON, over an inherited socke
 
 Memory is dealt in by the resource `warm_mb` that hosts advertise. What we use of it a placement group holds, which
 belongs to the host's stub: other work on the cluster that asks for `warm_mb` has the rest, and we have what that
-leaves. It goes with its host, and Ray makes it again when that is back.
+leaves. It goes with its host, and Ray makes it again when that is back. What others have left since then (`grow`
+seconds ago) further groups hold: Ray resizes none, and one that is made anew may have lost its place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -29,6 +31,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,7 @@ MB = 1_000_000
 LOOK_S = 0.5
 RESERVE_S = 10.0
 LEFT_S = 15.0  # before what a host has left is asked for
+LEAST_MB, LEAST_SHARE = 64, 0.05  # of what a host advertises: less than the larger of both is not worth a group
 NOTHING = 1  # byte: 0 says that the cluster does not deal in memory
 START_S = 90.0
 REACH_S = 5.0
@@ -63,17 +67,22 @@ class Stub:
     def reserve(self, node: str, ip: str, mb: int) -> int:
         """Have so much of the host's `warm_mb` held, if it is there to be had; else none. 0 gives back what is
         held. Returns what is."""
-        name = group_name(node)
-        with contextlib.suppress(ValueError):  # raised where there is none
-            group = ray.util.get_placement_group(name)
-            if mb and standing(ray.util.placement_group_table(group)) == mb:
-                return mb
-            ray.util.remove_placement_group(group)
-            until = time.monotonic() + RESERVE_S
-            while ray.util.placement_group_table(group)["state"] != "REMOVED" and time.monotonic() < until:
-                time.sleep(0.05)
-        if not mb:
-            return 0
+        there = groups_of(node, ray.util.placement_group_table().values())
+        if mb and standing(there) == mb:
+            return mb
+        for one in there:
+            with contextlib.suppress(ValueError):  # raised where it is gone
+                _remove(ray.util.get_placement_group(one["name"]))
+        return self._hold(group_name(node), ip, mb) if mb else 0
+
+    def grow(self, node: str, ip: str, mb: int) -> int:
+        """Have so much more held, if it is there to be had. Returns what is held in all."""
+        there = groups_of(node, ray.util.placement_group_table().values())
+        taken = {one["name"] for one in there}
+        name = next(name for n in itertools.count(1) if (name := f"{group_name(node)}#{n}") not in taken)
+        return standing(there) + self._hold(name, ip, mb)
+
+    def _hold(self, name: str, ip: str, mb: int) -> int:
         group = ray.util.placement_group([{WARM: mb, f"node:{ip}": 0.001}], strategy="STRICT_PACK", name=name)
         if group.wait(RESERVE_S):
             return mb
@@ -211,15 +220,37 @@ def group_name(node: str) -> str:
     return f"warm-{node}"
 
 
-def standing(group: dict[str, Any]) -> int:
-    """MB that this placement group holds now."""
-    if group["state"] != "CREATED":
+def groups_of(node: str, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of Ray's table that hold memory of this host, or are to."""
+    name = group_name(node)
+    return [one for one in groups if one["name"].partition("#")[0] == name and one["state"] != "REMOVED"]
+
+
+def standing(groups: list[dict[str, Any]]) -> int:
+    """MB that these placement groups of a host hold; 0 while one of them does not stand, as after its host came
+    back."""
+    if any(group["state"] != "CREATED" for group in groups):
         return 0
-    return int(sum(bundle.get(WARM, 0) for bundle in group["bundles"].values()))
+    return int(sum(bundle.get(WARM, 0) for group in groups for bundle in group["bundles"].values()))
+
+
+def worth_having(free: int, advertised: int) -> bool:
+    """MB."""
+    return free >= max(LEAST_MB, LEAST_SHARE * advertised)
+
+
+def _remove(group: Any) -> None:
+    ray.util.remove_placement_group(group)
+    until = time.monotonic() + RESERVE_S
+    while ray.util.placement_group_table(group)["state"] != "REMOVED" and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 class Driver:
-    def __init__(self, line: socket.socket) -> None:
+    def __init__(self, line: socket.socket, grow_s: float = 0.0) -> None:
+        """`grow_s`: what a host has had free for so long is asked for; 0: it is not."""
+        self._grow_s = grow_s
+        self._free_since: dict[str, float] = {}  # by node: when more was first seen to be free there
         self._file = line.makefile("rwb")
         self._lock = threading.Lock()
         self._ips: dict[str, str] = {}
@@ -253,13 +284,16 @@ class Driver:
             raise RuntimeError("the raylet of this host has died")
         found = hosts(table)
         self._ips.update((entry["node"], entry.pop("ip")) for entry in found)
-        groups = ray.util.placement_group_table().values()
-        ours = {one["name"]: standing(one) for one in groups if one["name"] and one["state"] != "REMOVED"}
+        groups = list(ray.util.placement_group_table().values())
         for entry in found:
             node, warm = entry["node"], entry["warm"]
-            if warm and group_name(node) in ours:
-                mb = self._holding(node, ours[group_name(node)], warm // MB)
+            entry["most"] = warm
+            ours = groups_of(node, groups) if warm else []
+            if ours:
+                mb = self._holding(node, standing(ours), warm // MB)
                 entry["warm"] = max(mb * MB, NOTHING)
+                if self._grow_s and standing(ours):
+                    self._watch_free(node, standing(ours), warm // MB)
             elif warm and self._held.get(node) == 0:
                 entry["warm"] = NOTHING
         return found
@@ -276,6 +310,14 @@ class Driver:
                 self._missed[node] = time.monotonic()
                 threading.Thread(target=self._ensure, args=({"node": node, "reserve": True},), daemon=True).start()
         return self._held.get(node, advertised)
+
+    def _watch_free(self, node: str, ours: int, advertised: int) -> None:
+        """Ask for what nobody else has held for a while."""
+        if not worth_having(self._free(node, self._ips[node]) - ours, advertised):
+            self._free_since.pop(node, None)
+        elif time.monotonic() > self._free_since.setdefault(node, time.monotonic()) + self._grow_s:
+            self._free_since.pop(node)
+            threading.Thread(target=self._ensure, args=({"node": node, "grow": True},), daemon=True).start()
 
     def _serve(self) -> None:
         for line in self._file:
@@ -337,6 +379,9 @@ class Driver:
                 )
                 .remote()
             )
+            if "grow" in asked:
+                self._grow(stub, node, ip)
+                return
             if "reserve" in asked:
                 self._reserve(stub, node, ip, want=asked["reserve"])
                 self.say({"id": asked.get("id"), "node": node, "url": ""})
@@ -350,12 +395,18 @@ class Driver:
     def _free(self, node: str, ip: str) -> int:
         """MB of a host that nobody else holds."""
         free = available_resources_per_node()
-        groups = ray.util.placement_group_table().values()
-        ours = sum(standing(group) for group in groups if group["name"] == group_name(node))
+        ours = standing(groups_of(node, ray.util.placement_group_table().values()))
         for entry in ray.nodes():
             if entry["Alive"] and entry["NodeManagerAddress"] == ip and entry["Resources"].get(WARM):
                 return int(free.get(entry["NodeID"], {}).get(WARM, 0)) + ours
         return 0
+
+    def _grow(self, stub: Any, node: str, ip: str) -> None:
+        ours = standing(groups_of(node, ray.util.placement_group_table().values()))
+        more = self._free(node, ip) - ours
+        if ours and more >= LEAST_MB:
+            ray.get(stub.grow.remote(node, ip, more), timeout=START_S)
+            self.say({"nodes": self._look()})
 
     def _reserve(self, stub: Any, node: str, ip: str, *, want: bool) -> None:
         """All that the host has and nobody else holds; a number that has changed is told with the next look."""
@@ -375,10 +426,11 @@ class Driver:
 
 
 def main() -> None:
-    """`python -m instainfer.cluster FD ADDRESS`; an empty address is that of the cluster that this host is in."""
+    """`python -m instainfer.cluster FD ADDRESS [GROW]`; an empty address is that of the cluster that this host is
+    in."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        Driver(socket.socket(fileno=int(sys.argv[1]))).run(sys.argv[2])
+        Driver(socket.socket(fileno=int(sys.argv[1])), *map(float, sys.argv[3:])).run(sys.argv[2])
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)  # whoever asked is gone
     except (OSError, RuntimeError, ValueError) as error:

@@ -49,7 +49,8 @@ def agent_data(data: Path, node: str) -> Path:
 class RayHosts:
     """`address`: HOST:PORT of the cluster's GCS (what `ray start --address` takes), or "": of the cluster that
     this host is in. Either way a raylet runs on this host. `data`: agents keep theirs below it, each on its own
-    host; `environ`: settings that they are started with."""
+    host; `environ`: settings that they are started with; `grow_s`: memory of a host that nobody has held for so
+    long is asked for, 0: it is not."""
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class RayHosts:
         lost_s: float,
         environ: Mapping[str, str] | None = None,
         gone_s: float = GONE_S,
+        grow_s: float = 0.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._address = address
@@ -70,6 +72,7 @@ class RayHosts:
         self._lost_s = lost_s
         self._environ = dict(environ or {})
         self._gone_s = gone_s
+        self._grow_s = grow_s
         self._tls = tls
         self._members: dict[str, Member] = {}
         self._missed: dict[str, asyncio.TimerHandle] = {}
@@ -121,7 +124,7 @@ class RayHosts:
             if member.warm < LEAST:
                 said = f"other work on the cluster has all the memory of {node}"
                 raise Unavailable(said, hint="`ray status` shows who has its warm_mb", retry_after_s=AGAIN_S)
-            environ["INSTAINFER_NODE__MEMORY"] = str(member.warm)
+            environ["INSTAINFER_NODE__MEMORY"] = str(max(member.warm, member.most))  # what it has, `warm` says
         data = str(agent_data(self._data, node))
         url = await self._ask({"node": node, "data": data, "key": self._key, "environ": environ})
         await self._know({**self._known, node: Known(member=member, url=url)})
@@ -194,7 +197,14 @@ class RayHosts:
         reader, writer = await asyncio.open_connection(sock=ours)
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "instainfer.cluster", str(theirs.fileno()), self._address),
+                *(
+                    sys.executable,
+                    "-m",
+                    "instainfer.cluster",
+                    str(theirs.fileno()),
+                    self._address,
+                    str(self._grow_s),
+                ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,

@@ -123,7 +123,9 @@ def members(settings: Settings, epoch: int) -> ClusterBackend:
             for name, value in msgspec.structs.asdict(settings.tls).items()
         },
     }
-    return RayHosts(place, key, data, epoch=epoch, lost_s=cluster.lost_s, environ=told, tls=secret)
+    return RayHosts(
+        place, key, data, epoch=epoch, lost_s=cluster.lost_s, environ=told, grow_s=cluster.grow_s, tls=secret
+    )
 
 
 def _kept_key(file: Path) -> str:
