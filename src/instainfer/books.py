@@ -141,7 +141,8 @@ class Books:
                     level = event.level.name.lower()
                     self.marks.loaded(known.function, known.container, event.instance, level, seconds)
         elif isinstance(event, ev.NodeClosed):
-            self.marks.node(event.node, "node_silent")
+            leaves = ("node_draining", "its agent was told to end") if event.drain else ("node_silent",)
+            self.marks.node(event.node, *leaves)
         elif isinstance(event, ev.NodeOpened):
             self.marks.node(event.node, "node_heard")
         elif isinstance(event, ev.ContainerReady):

@@ -81,7 +81,7 @@ def ensure(
     raise Unavailable(f"none started in {data}: {said or 'it said nothing'}", hint=f"see {data / log}")
 
 
-def stop(data: Path, seconds: float = 60.0) -> bool:
+def stop(data: Path, seconds: float = 120.0) -> bool:
     """Tell the one that lives there to end, whether it serves yet or not, and wait until it has; False where there
     is none. Raises Unavailable."""
     pid = lock.holder(data)

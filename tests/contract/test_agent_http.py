@@ -514,6 +514,53 @@ def test_a_node_that_is_back_in_time_is_open_again() -> None:
     asyncio.run(main())
 
 
+def test_a_node_that_ends_is_emptied_first_while_somebody_listens() -> None:
+    why = actions.Why(rule="why not")
+
+    def create(name: str) -> Command:
+        return actions.CreateContainer(
+            container=name, node="n1", function="ns/f", revision="f@1", limit=1, why=why
+        )
+
+    def destroy(name: str) -> Command:
+        return actions.DestroyContainer(container=name, why=why)
+
+    async def main() -> None:
+        agent = Recorder()
+        server = AgentServer(agent, KEY)
+        await server.leave(60.0)  # of nobody
+        with listening.bind("127.0.0.1", 0) as bound:
+            async with listening.serving(server, bound, access_log=False):
+                await scenario(agent, server, listening.url(bound))
+
+    async def scenario(agent: Recorder, server: AgentServer, url: str) -> None:
+        remote, reports = HttpAgent("n1", url, KEY, lost_s=10.0, stays=True), Reports()
+        await remote.start(reports)
+        for name in ("c1", "c2"):
+            remote.send(create(name))
+        await agent.until(2)
+        leaving = asyncio.create_task(server.leave(60.0))
+        closed = await reports.until(events.NodeClosed)
+        assert (closed.drain, closed.within_s) == (True, 60.0)
+        remote.send(destroy("c1"))
+        await agent.until(3)
+        agent.report(events.ContainerLost(container="c1"))
+        remote.send(destroy("c2"))
+        await agent.until(4)
+        assert not leaving.done(), "its memory is not free yet"
+        agent.report(events.ContainerLost(container="c2"))
+        await leaving
+        remote.send(create("c3"))
+        await agent.until(5)
+        leaving = asyncio.create_task(server.leave(60.0))
+        await reports.until(events.NodeClosed)
+        await remote.aclose()  # there is nobody left to have it made elsewhere
+        await leaving
+        await server.aclose()
+
+    asyncio.run(main())
+
+
 def test_a_node_that_stays_goes_on_without_us() -> None:
     async def main() -> None:
         agent = Keeper()

@@ -255,6 +255,8 @@ def test_a_drained_node_finishes_and_nothing_fails(agents: Agents) -> None:
             eventually(lambda name=name: nodes(server)[name]["state"] == "drained")  # type: ignore[misc]
             server.client.drain(name, undo=True)
             load.more()
+        assert outliving.stop(agents.data("a"))  # which asks for the same by itself
+        load.more()
         load.stop()
         assert not load.failed
         kinds = {start.partition(" ")[0] for start in load.starts[began:]}

@@ -38,11 +38,13 @@ from instainfer import listening, wire
 from instainfer.agent.base import Agent, Carried, Command, Keeps, Report, Sink
 from instainfer.artifacts.peer import PREFIX
 from instainfer.artifacts.shelf import Shelf
-from instainfer.core.events import ContainerLost, InstanceLost, NodeJoined
+from instainfer.core.actions import CreateContainer
+from instainfer.core.events import ContainerLost, InstanceLost, NodeClosed, NodeJoined
 from instainfer.errors import BadInput, BadSettings, Conflict, InstaInferError, NotAllowed, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 1.0  # between looks at whether the controller of a node that leaves is heard of
 BEAT_S = 2.0  # a stream with nothing to say beats this often
 KEPT = 256 << 20  # bytes of reports kept for a controller that does not take them
 
@@ -60,6 +62,9 @@ class Session:
         self.closing = False  # nothing will follow what is kept
         self.wake = asyncio.Event()
         self.reader = 0  # which one it is that may read: the last that came
+        self.readers = 0  # that are here
+        self.containers: set[str] = set()  # that it has had made and that are not gone, or came with it
+        self.news = asyncio.Event()  # one of them is gone, or a reader is, or it is over
         self._kept = kept
         self._reports: dict[int, bytes] = {}  # by number, in order: those not taken yet
         self._bytes = 0
@@ -70,6 +75,11 @@ class Session:
             return
         if isinstance(report, InstanceLost | ContainerLost):
             self._keep(wire.encode(Carried(batch=self.batch)))
+        if isinstance(report, NodeJoined):
+            self.containers.update(held.container for held in report.held)
+        elif isinstance(report, ContainerLost):
+            self.containers.discard(report.container)
+            self.news.set()
         self._keep(wire.encode(report))
         if self._bytes > self._kept and len(self._reports) > 1:
             self.end(f"more than {self._kept >> 20} MB of reports were not taken")
@@ -96,6 +106,7 @@ class Session:
         self._reports.clear()
         self._bytes = 0
         self.wake.set()
+        self.news.set()
 
     def read_by(self, reader: int) -> bool:
         return self.reader == reader and not self.over
@@ -103,6 +114,13 @@ class Session:
     @property
     def live(self) -> bool:
         return not self.over and not self.closing
+
+    @property
+    def wanted(self) -> bool:
+        """Does it have something here, and is its controller there?"""
+        silent_s = asyncio.get_running_loop().time() - self.heard
+        there = self.readers > 0 and (not self.lease_s or silent_s < self.lease_s)
+        return self.live and there and bool(self.containers)
 
     def missed(self, after: int) -> bool:
         """Whether a report that follows `after` is no longer kept."""
@@ -185,6 +203,22 @@ class AgentServer:
         else:
             raise NotFound(f"there is no {asked}")
 
+    async def leave(self, seconds: float) -> None:
+        """Have the controller see that what is here stands elsewhere, and wait until it has ended all of it; so
+        long at most, and as long as it is there."""
+        session = self._session
+        if session is None or not seconds or not session.wanted:
+            return
+        log.info("the node leaves: waiting up to %g s until what is here stands elsewhere", seconds)
+        session.report(NodeClosed(node=self._agent.node, drain=True, within_s=seconds))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while session.wanted:
+                    session.news.clear()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_S):
+                            await session.news.wait()
+
     async def aclose(self) -> None:
         """End everything on the node. Streams end when they have said so."""
         self._stopped = True
@@ -205,6 +239,8 @@ class AgentServer:
             raise Conflict(f"batch {batch} after {session.batch}: one is missing")
         session.batch = batch
         for command in commands:
+            if isinstance(command, CreateContainer):
+                session.containers.add(command.container)
             self._agent.send(command)
 
     def _current(self, name: str) -> Session:
@@ -294,6 +330,7 @@ class AgentServer:
         await self._agent.aclose()
         session.closing = True
         session.wake.set()
+        session.news.set()
 
     # ---- reports
 
@@ -312,6 +349,7 @@ class AgentServer:
         headers = [(b"content-type", b"application/octet-stream"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         left = asyncio.create_task(_left(receive, wake))
+        session.readers += 1
         try:
             while session.read_by(reader) and not left.done():
                 wake.clear()
@@ -329,6 +367,8 @@ class AgentServer:
                         await send({"type": "http.response.body", "body": wire.BEAT, "more_body": True})
         finally:
             left.cancel()
+            session.readers -= 1
+            session.news.set()
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -401,13 +441,16 @@ async def serving(
     shelf: Shelf | None = None,
     restart: Callable[[], None] | None = None,
     tls: dict[str, Any] | None = None,
+    leaves_s: float = 0.0,
 ) -> AsyncIterator[str]:
-    """Serve within the context; gives the URL (`port` 0: any free one). Its end ends everything on the node.
+    """Serve within the context; gives the URL (`port` 0: any free one). Its end ends everything on the node, after
+    the controller has had `leaves_s` to have it stand elsewhere.
     `tls`: options of uvicorn's. Raises BadSettings without a key, Unavailable where it cannot listen."""
     app = AgentServer(agent, key, kept=kept, epoch=epoch, remember=remember, shelf=shelf, restart=restart)
     with listening.bind(host, port) as bound:
         async with listening.serving(app, bound, access_log=False, **(tls or {})):
             try:
                 yield listening.url(bound, tls=bool(tls))
+                await app.leave(leaves_s)
             finally:
                 await app.aclose()

@@ -47,7 +47,8 @@ def address(listen: str) -> tuple[str, int]:
 
 
 def run(settings: Settings, *, node: str, listen: str, key: str, ready: Callable[[About], None]) -> None:
-    """Serve until SIGTERM or SIGINT, which end everything on the node; a second one ends at once. `ready` is
+    """Serve until SIGTERM or SIGINT, which end everything on the node, after `cluster.drain_s` at most for it to
+    stand elsewhere; a second one ends at once. `ready` is
     called when a controller can join."""
     again = uvloop.run(_run(settings, node, *address(listen), key, ready))
     if again:
@@ -84,13 +85,14 @@ async def _run(
             shelf=shelf,
             restart=restart,
             tls=encrypted,
+            leaves_s=settings.cluster.drain_s,
         ) as url:
             about = About(pid=os.getpid(), node=node, url=url, version=__version__)
             outliving.write(data / ABOUT, msgspec.json.encode(about))
             log.info("agent %s serves at %s", node, url)
             ready(about)
             await stop.wait()
-            log.info("stopping: what runs here ends")
+            log.info("stopping: what runs here ends, when it stands elsewhere")
         (data / ABOUT).unlink(missing_ok=True)
     return again[0] if again else ""
 
