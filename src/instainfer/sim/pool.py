@@ -209,8 +209,9 @@ class Planned:
             self._recording = Recording(placement)
             policy.placement = self._recording  # type: ignore[attr-defined] # read from it just above
         self._index = {name: i for i, name in enumerate(names)}
-        self._views = [self._view(i, Level.NONE) for i in range(len(names))]  # as of now
-        self._sorted = sorted(range(len(names)), key=lambda i: names[i])
+        by_name = sorted(range(len(names)), key=lambda i: names[i])
+        self._views = [self._view(i, Level.NONE) for i in by_name]  # as of now
+        self._place = {function: place for place, function in enumerate(by_name)}  # in there
         self._shown: dict[int, ResidentView] = {}
         self._ranked: list[tuple[float, float, int]] = []  # (density, value, function), ascending
         self._ranked_for: float | None = None
@@ -295,7 +296,7 @@ class Planned:
 
     def _load(self, function: int, level: Level, now: float, *, ahead: bool) -> None:
         self._pool.load(function, level, now, ahead=ahead)
-        self._views[function] = self._view(function, level)
+        self._views[self._place[function]] = self._view(function, level)
         self._shown[function] = ResidentView(
             instance=str(function),
             function=self._names[function],
@@ -306,7 +307,7 @@ class Planned:
 
     def _drop(self, function: int, now: float) -> None:
         self._pool.drop(function, now)
-        self._views[function] = self._view(function, Level.NONE)
+        self._views[self._place[function]] = self._view(function, Level.NONE)
         del self._shown[function]
 
     def _view(self, function: int, ready: Level) -> FunctionView:
@@ -324,7 +325,7 @@ class Planned:
         )
 
     def _snapshot(self, now: float) -> Snapshot:
-        pool, views = self._pool, self._views
+        pool = self._pool
         container = ContainerView(
             id=_CONTAINER,
             node=_NODE,
@@ -339,7 +340,7 @@ class Planned:
             residents=tuple(self._shown.values()),
         )
         return Snapshot(
-            functions=tuple([views[i] for i in self._sorted]),
+            functions=tuple(self._views),
             containers=(container,),
             load_slots={_NODE: _SLOTS},
             guests={_NODE: True},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 
 from instainfer.model import Level
@@ -18,6 +18,9 @@ class Step(IntEnum):
     PART = 2  # the libraries alone
     JOIN = 3  # the model, to libraries placed before
 
+
+#: If of so many items none was there before, none is looked for: all values move at once, or hardly any does.
+_PROBE = 16
 
 #: Rank (the best is the least), function, what is tried; its namespace, value and bytes. No two begin alike.
 Turn = tuple[float, str, Step, str, float, int]
@@ -35,7 +38,7 @@ class Ranking:
     def __init__(self, by_value: bool = False) -> None:
         self.by_value = by_value
         self.turns: list[Turn] = []
-        self._items: dict[int, Item] = {}  # by id, which nothing else can have while they are here
+        self._items: Sequence[Item] = ()  # of the last pass: kept, so that no other object can have the id of one
         self._parts: dict[str, Item] = {}  # by function
         self._models: dict[str, Item] = {}
         self._options: dict[str, Option] = {}  # of those that were asked for: few turns come to anything
@@ -72,14 +75,14 @@ class Ranking:
 
     def update(self, items: Sequence[Item]) -> None:
         """There is at most one item of a function and level."""
-        before, now = self._items, dict(zip(map(id, items), items, strict=True))
-        self._items = now
-        if not before.keys().isdisjoint(now):
-            changed = before.keys() ^ now.keys()
+        before, self._items = self._items, tuple(items)
+        if any(map(self._knows, items[:_PROBE])):
+            old, new = (dict(zip(map(id, some), some, strict=True)) for some in (before, items))
+            changed = old.keys() ^ new.keys()
             if not changed:
                 return
-            if 4 * len(changed) <= len(now):
-                concerned = {(now.get(one) or before[one]).function for one in changed}
+            if 4 * len(changed) <= len(items):
+                concerned = {(new.get(one) or old[one]).function for one in changed}
                 for name in concerned:
                     for known in (self._parts, self._models, self._options):
                         known.pop(name, None)
@@ -89,20 +92,21 @@ class Ranking:
         self._parts, self._models, self._options, self.turns = {}, {}, {}, []
         self._add(items)
 
-    def _add(self, items: Iterable[Item]) -> None:
-        parts: dict[str, Item] = {}
-        models: dict[str, Item] = {}
-        for item in items:
-            (parts if item.level == Level.IMPORTED else models)[item.function] = item
+    def _knows(self, item: Item) -> bool:
+        name = item.function
+        return self._models.get(name) is item or self._parts.get(name) is item
+
+    def _add(self, items: Sequence[Item]) -> None:
+        parts = {item.function: item for item in items if item.level == Level.IMPORTED}
+        models = {item.function: item for item in items if item.level != Level.IMPORTED}
         self._parts |= parts
         self._models |= models
-        turns, by_value = self.turns, self.by_value
-        for name, model in models.items():
-            if name not in parts:
-                value, weight = model.value, model.weight
-                score = value if by_value else value / (weight or 1)
-                if score > 0.0:
-                    turns.append((-score, name, Step.WHOLE, model.namespace, value, weight))
+        by_value, step = self.by_value, Step.WHOLE
+        turns: list[Turn] = [
+            (-score, name, step, one.namespace, one.value, one.weight)
+            for name, one in models.items()
+            if name not in parts and (score := one.value if by_value else one.value / (one.weight or 1)) > 0.0
+        ]
         for name, part in parts.items():
             value, weight = part.value, part.weight
             score = self._score(value, weight)
@@ -116,4 +120,5 @@ class Ranking:
                     turns.append((-more, name, Step.JOIN, part.namespace, rest.value, rest.weight))
             if score > 0.0:
                 turns.append((-score, name, Step.PART, part.namespace, value, weight))
-        turns.sort()
+        self.turns += turns
+        self.turns.sort()

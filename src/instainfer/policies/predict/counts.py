@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import repeat
+from operator import add
 
 
 def _edges() -> tuple[float, ...]:
@@ -37,8 +39,8 @@ class GapCounts:
             scale = 1.0 / self._weight
             self._beyond = [count * scale for count in self._beyond]
             self._weight = 1.0
-        weight, index = self._weight, bisect_right(EDGES, gap)
-        self._beyond[:index] = [count + weight for count in self._beyond[:index]]
+        beyond, index = self._beyond, bisect_right(EDGES, gap)
+        beyond[:index] = map(add, beyond, repeat(self._weight, index))
 
     @property
     def weighed(self) -> tuple[list[float], float]:

@@ -106,7 +106,7 @@ class _History:
         """Shares first, from what was expected; then what each expert knows."""
         # Decisions see no finer than a window, so gaps are told apart no finer.
         begin = max(gap - window_s / 2.0, 0.0)
-        s0, s1, s2, s3, s4, s5 = shares = self.shares
+        s0, s1, s2, s3, s4, s5 = self.shares
         a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4, b5 = self.lasts(begin, begin + window_s)
         p0, p1, p2, p3, p4 = s0 * (a0 - b0), s1 * (a1 - b1), s2 * (a2 - b2), s3 * (a3 - b3), s4 * (a4 - b4)
         total, asked = p0 + p1 + p2 + p3 + p4, s0 + s1 + s2 + s3 + s4
@@ -117,15 +117,14 @@ class _History:
         if total > IMPOSSIBLE:
             step = max(_SHARE_GAIN / (_SHARE_PRIOR + self.arrivals), _SHARE_STEP)
             scale = step * asked / total  # who was not asked keeps its share
-            shares[:5] = (
+            self.shares = [
                 s0 + (scale * p0 - step * s0),
                 s1 + (scale * p1 - step * s1),
                 s2 + (scale * p2 - step * s2),
                 s3 + (scale * p3 - step * s3),
                 s4 + (scale * p4 - step * s4),
-            )
-            if self.timer is not None:
-                shares[5] = s5 + (scale * p5 - step * s5)
+                s5 if self.timer is None else s5 + (scale * p5 - step * s5),
+            ]
             paused, spelled = p1 / total, p3 / total  # their places among the experts
             self.pauses.add(gap, 1.0 - (1.0 - _PAUSE_KEEPS) * paused, paused)
             self.spells.add(gap, 1.0 - (1.0 - _SPELL_KEEPS) * spelled, spelled)
