@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -30,10 +31,13 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise Unavailable(
-            f"{host}:{port} cannot be listened on: {error.strerror}",
-            hint="another server may be running there: choose another `--port`",
-        ) from None
+        if error.errno == errno.EADDRINUSE:
+            hint = "another server may be running there: choose another `--port`"
+        elif error.errno == errno.EACCES:
+            hint = "ports below 1024 are for root: choose another `--port`"
+        else:
+            hint = "`--host` has to be an address of this machine, such as 127.0.0.1"
+        raise Unavailable(f"{host}:{port} cannot be listened on: {error.strerror}", hint=hint) from None
     return bound
 
 

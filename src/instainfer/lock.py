@@ -8,16 +8,30 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
-from instainfer.errors import Unavailable
+from instainfer.errors import BadSettings, Unavailable
 
 LOOKS, LOOK_S = 5, 0.01
 
 
+def opened(data: Path, name: str, mode: str = "a") -> IO[Any]:
+    """A file of the data directory, which is made if need be. Raises BadSettings where nothing can be kept."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (data / name).open(mode)
+    except OSError as error:
+        raise BadSettings(
+            f"the data directory {data} cannot be used: {error.strerror or error}",
+            hint="give a --data-dir that you may write to",
+        ) from None
+
+
 @contextlib.contextmanager
 def alone(data: Path) -> Iterator[None]:
-    """Raises Unavailable where another server or agent has it."""
-    with (data / "lock").open("a") as file:
+    """The directory is made if need be. Raises Unavailable where another server or agent has it, and BadSettings
+    where nobody can keep anything."""
+    with opened(data, "lock") as file:
         for _ in range(LOOKS):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -53,8 +53,7 @@ def ensure(
 ) -> T:
     """The one that lives there, or one that is started with this command in a session of its own. Blocks. Raises
     Unavailable where none serves in time; one that was started and waits for something goes on."""
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (data / log).open("ab") as output:
+    with lock.opened(data, log, "ab") as output:
         before = output.tell()
         until = time.monotonic() + seconds
         started: subprocess.Popen[bytes] | None = None

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 WARM_CALLS = 3
 HINT = "the function was not deployed; fix it and deploy again"
+MISSING = (
+    "the function was not deployed; add the package that has this module to its requirements, and deploy again"
+)
 OFF = "switched off in its settings"
 
 
@@ -53,7 +56,8 @@ class Watch:
             if isinstance(report, InstanceFailed):
                 error, _, trace = report.reason.partition("\n")
                 detail = "\n".join(part for part in (trace, printed) if part)
-                raise LoadFailed(error, function=function, phase=report.phase, detail=detail, hint=HINT)
+                hint = MISSING if error.startswith("ModuleNotFoundError") else HINT
+                raise LoadFailed(error, function=function, phase=report.phase, detail=detail, hint=hint)
             if isinstance(report, InstanceLost | ContainerLost):
                 error_kind = BY_CODE[report.code] if isinstance(report, InstanceLost) else InstanceCrashed
                 raise error_kind(report.reason, function=function, phase="load", detail=printed, hint=HINT)

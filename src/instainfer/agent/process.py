@@ -62,7 +62,6 @@ async def _run(
     stop = ending.told()
     again: list[str] = []
     data = settings.server.data_dir
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock.alone(data):
         agent = await compose(settings, node, key=key)
         encrypted = tls.answering(settings.tls)

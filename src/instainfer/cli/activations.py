@@ -89,6 +89,8 @@ def logs(
     if session.json:
         print_json({"logs": found})
         return
+    if not found:
+        typer.echo(f"{what} printed nothing that is kept", err=True)
     for line in found:
         head = f"{clock(line['wall'])} {line['activation'][:8]} {line['stream']}"
         for text in line["text"].splitlines() or [""]:

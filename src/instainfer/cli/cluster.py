@@ -193,14 +193,14 @@ def _show_front(about: dict[str, Any]) -> None:
         )
     gateways = about.get("gateways") or []
     if gateways:
-        headers = ("gateway", "at", "held", "sent again", "refused", "interrupted")
+        headers = ("GATEWAY", "AT", "HELD", "SENT AGAIN", "REFUSED", "INTERRUPTED")
         keys = ("held", "sent_again", "refused", "interrupted")
         rows = [(one["name"], one["url"], *(str(one.get(key, "")) for key in keys)) for one in gateways]
-        table(headers, rows, right=("held", "sent again", "refused", "interrupted"))
+        table(headers, rows, right=headers[2:])
 
 
 def _show(nodes: list[dict[str, Any]]) -> None:
-    headers = ("node", "state", "cluster", "memory", "committed", "containers", "instances", "problem")
+    headers = ("NODE", "STATE", "CLUSTER", "MEMORY", "COMMITTED", "CONTAINERS", "INSTANCES", "PROBLEM")
     rows = [
         (
             *(one["node"], one["state"], one["cluster"], say_mb(one["memory_mb"]), say_mb(one["committed_mb"])),
@@ -208,4 +208,4 @@ def _show(nodes: list[dict[str, Any]]) -> None:
         )
         for one in nodes
     ]
-    table(headers, rows, right=("memory", "committed", "containers", "instances"))
+    table(headers, rows, right=("MEMORY", "COMMITTED", "CONTAINERS", "INSTANCES"))

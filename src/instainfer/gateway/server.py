@@ -27,7 +27,7 @@ from instainfer.cluster.base import ClusterBackend
 from instainfer.cluster.embedded import Embedded
 from instainfer.cluster.fixed import Fixed
 from instainfer.cluster.rayhosts import RayHosts
-from instainfer.config import Settings, Tls, is_loopback
+from instainfer.config import Settings, Tls, is_loopback, machine_memory
 from instainfer.controller import Controller
 from instainfer.core import events as ev
 from instainfer.core.platform import Platform
@@ -185,7 +185,6 @@ async def _compose(
             hint="give a --data-dir with a shorter path",
         )
     encrypted = tls.answering(Tls(cert=settings.server.cert, key=settings.server.cert_key))
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     stack.enter_context(lock.alone(data))
     listening = bind(settings.server.host, settings.server.port)
     stack.callback(listening.close)
@@ -377,6 +376,10 @@ def _announce(settings: Settings, health: Health, where: str) -> None:
         policy["keep_alive"],
         len(health.controller.specs),
     )
+    if not settings.cluster.address and health.memory > machine_memory():
+        log.warning(
+            "memory is more than this machine has, %.0f MB: functions may be killed", machine_memory() / 1e6
+        )
     for missing in health.isolation()["missing"]:
         log.warning("the %s sandbox does not isolate everything: %s", health.isolation()["sandbox"], missing)
     print(f"instainfer serves at {where}", flush=True)

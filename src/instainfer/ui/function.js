@@ -185,7 +185,7 @@ function chart({ hazard, next_s, wall }, activations) {
     svg("polyline", { class: "curve", points: hazard.map(([at, rate]) => `${x(at)},${y(rate)}`).join(" ") }),
     likely !== null && likely <= far && svg("line", { class: "middle", x1: x(likely), x2: x(likely), y1: 10, y2: BASE }),
     arrivals.map((at) => svg("line", { class: "tick", x1: x(at), x2: x(at), y1: BASE - 22, y2: BASE })),
-    text(LEFT - 6, y(top) + 4, number(top, 2), "end"), text(LEFT - 6, BASE + 4, "0", "end"),
+    text(0, 10, `${number(top, 2)} a second`, "start"), text(LEFT - 6, BASE + 4, "0", "end"),
     text(LEFT, BASE + 18, `${seconds(far)} ago`, "start"), text(x(0), BASE + 18, "now"), text(WIDE - 8, BASE + 18, `in ${seconds(far)}`, "end"));
 }
 

@@ -138,7 +138,8 @@ function box(container) {
   const share = (value) => `${(100 * value) / container.limit_mb}%`;
   const shares = container.instances.map((one) =>
     h("span", { class: kind(container, one), style: { width: share(one.bytes_mb) } }));
-  const ends = container.pinned ? "pinned" : container.expires_in_s === null ? "in use" : `ends in ${seconds(container.expires_in_s)}`;
+  const kept = container.state === "idle" ? "kept until its memory is needed" : "in use";
+  const ends = container.pinned ? "pinned" : container.expires_in_s === null ? kept : `ends in ${seconds(container.expires_in_s)}`;
   const said = `${mb(container.used_mb)} of ${mb(container.limit_mb)} used, ${mb(container.idle_mb)} idle`;
   return h("article", { class: "card", "data-container": container.id, "aria-label": `container ${container.id}` },
     h("header", null, h("h3", null, `${container.id} · ${container.owner}`), h("span", { class: "tag" }, container.state)),

@@ -32,8 +32,8 @@ export function show(main) {
       replace(live, facts([
         policy && ["Mode", policy.mode], policy && ["Predictor", policy.predictor], policy && ["Keep-alive", policy.keep_alive],
         preloads && ["Pre-loads that were used", String(preloads.hit)],
-        preloads && ["that went unused", `${preloads.expired} with their container, ${preloads.evicted} for others`],
-        preloads && ["that failed", String(preloads.failed)],
+        preloads && ["Pre-loads not used", `${preloads.expired} with their container, ${preloads.evicted} for others`],
+        preloads && ["Pre-loads that failed", String(preloads.failed)],
         now.wasted_gb_s !== undefined && ["Wasted", `${number(now.wasted_gb_s)} GB·s`],
         ["Pre-loaded, not used yet", `${number(now.preloaded_mb)} MB`],
       ]));

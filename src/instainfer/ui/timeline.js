@@ -31,7 +31,7 @@ export function show(main) {
   main.append(
     h("div", { class: "bar" }, field("Show", filter), field("that began", kinds), field("over", span),
       button("Earlier", () => move(-0.5)), button("Later", () => move(0.5)),
-      button("Closer", () => zoom(0.5)), button("Farther", () => zoom(2)), follow),
+      button("Zoom in", () => zoom(0.5)), button("Zoom out", () => zoom(2)), follow),
     legend(),
     h("ul", { class: "legend" }, h("li", null, "▲ pre-load begins"), h("li", null, "◆ it is there"), h("li", null, "▼ off-load"),
       h("li", null, "✕ load failed, or (in red) the call"), h("li", null, "click: why")),

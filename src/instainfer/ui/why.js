@@ -10,6 +10,10 @@ export const title = ([id]) => `Why ${short(id ?? "")}`;
 const COLD = ["cold", "forked", "imported", "cloned"]; // the first of them that there was
 
 export function show(main, [id]) {
+  if (!id) {
+    main.append(h("p", null, "Of which call? ", h("a", { href: "#/timeline" }, "The timeline"), " has the latest, each with a link."));
+    return { close() {} };
+  }
   const body = h("div", null, h("p", { class: "quiet" }, "asking"));
   main.append(body);
   const abort = new AbortController();
@@ -46,6 +50,7 @@ function page(told, others, logs) {
       told.origin && ["Instance", `${one.instance}, ${told.origin}`],
       ["Reproduced", told.reproduced ? "yes: a replay of the log comes to the same start" : "no"],
     ]),
+    ...(one.error ? [h("h2", null, "Error"), h("p", { class: "bad" }, one.error), one.hint && h("p", null, prose(one.hint)), one.trace && h("pre", { tabindex: 0 }, one.trace)] : []),
     h("h2", null, "Where the time went"), legend(), compare(rows),
     h("h2", null, "What would have made it faster"),
     told.advice.length ? h("ul", null, told.advice.map((line) => h("li", null, prose(line)))) : h("p", null, "Nothing: it found what it needed in memory."),
@@ -64,7 +69,6 @@ function page(told, others, logs) {
         made.what, made.why, ms(made.saves_s === null ? null : made.saves_s * 1000), mb(made.weight_mb),
         percent(made.probability), made.displaced.join(", ") || none,
       ]), "none"),
-    ...(one.error ? [h("h2", null, "Error"), h("p", { class: "bad" }, one.error), one.hint && h("p", null, one.hint), one.trace && h("pre", { tabindex: 0 }, one.trace)] : []),
     h("h2", null, "What it printed"),
     logs.length ? h("pre", { tabindex: 0, class: "logs" }, logs.map((line) => line.text).join("")) : h("p", { class: "quiet" }, "nothing"),
   ].filter(Boolean);
