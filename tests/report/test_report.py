@@ -199,7 +199,19 @@ def test_runs_of_several_seeds_are_one_with_its_spread(tmp_path: Path) -> None:
     assert [other.partition("--seed ")[2][:1] for other in (command, *others)] == ["", "1", "2"]
     assert len(made["All runs"].figures[0].table.rows) == 9
     assert cells(made["At a glance"])[0][3:5] == ["lru, gdsf", "55.0%"]  # equal: neither is the best alone
-    assert made["At a glance"].text[0].startswith("lru saves most, or as much as the best, in 1 of 1")
+    assert made["At a glance"].text[0].startswith("lru, gdsf save most, or as much as the best, in 1 of 1")
+
+
+def test_nobody_has_won_where_nothing_is_saved(tmp_path: Path) -> None:
+    small = [row(policy=policy, budget_fraction=0.01, saved_fraction=0.0) for policy in ("lru", "hazard")]
+    large = [row(policy="lru", saved_fraction=0.4), row(policy="hazard", saved_fraction=0.5)]
+    for name, rows, said in (
+        ("small", small, "No policy saves anything"),
+        ("both", [*small, *large], "hazard saves most, or as much as the best, in 1 of 1 settings. In 1 more"),
+    ):
+        sample.write(tmp_path / name, rows)
+        made = {section.title: section for section in sections(read([tmp_path / name]))}
+        assert made["At a glance"].text[0].startswith(said)
 
 
 def test_a_mean_over_calls_has_their_percentiles_beside_it(tmp_path: Path) -> None:

@@ -408,4 +408,5 @@ def test_status_says_what_is_not_isolated(stub: Stub) -> None:
 
 
 def test_version() -> None:
+    assert run("--version").stdout.startswith("instainfer ")
     assert __version__ in run("version").stdout

@@ -71,7 +71,7 @@ def test_every_verb_and_option_is_told(verb: str) -> None:
 
 def test_no_option_is_told_that_there_is_not() -> None:
     there = {option for command in verbs().values() for option in options(command)}
-    there |= {"--help", "-h", "--install-completion", "--show-completion"}
+    there |= {"--help", "-h", "--version", "--install-completion", "--show-completion"}
     told = set(re.findall(r"`(--?[a-z][a-z-]*)[ `]", page("reference/cli.md")))
     assert told <= there, told - there
 

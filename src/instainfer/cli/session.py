@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 import typer
 import typer.core
 
+from instainfer import __version__
 from instainfer.errors import BadInput, InstaInferError
 
 if TYPE_CHECKING:
@@ -87,9 +88,22 @@ class Session:
             self.client.close()
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"instainfer {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
-    ctx: typer.Context, json: Json = False, url: Url = None, data_dir: DataDir = None, api_key: ApiKey = None
+    ctx: typer.Context,
+    json: Json = False,
+    url: Url = None,
+    data_dir: DataDir = None,
+    api_key: ApiKey = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show this program's version.")
+    ] = False,
 ) -> None:
     ctx.obj = Session(json, url, data_dir, api_key)
 

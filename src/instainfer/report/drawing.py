@@ -196,6 +196,8 @@ class Artist:
             axes.plot([], [], **_WHISKER, marker="|", label=chart.spread)
         axes.set_xticks(range(len(chart.places)), list(chart.places))
         axes.tick_params(axis="x", length=0)
+        if not highest:
+            axes.set_ylim(0.0, 1.0)  # else it would reach as far below zero as above
         _scale(axes.yaxis, chart.y)
         axes.grid(axis="y")
         axes.set_title(chart.y.title, loc="left", color=SOFT)

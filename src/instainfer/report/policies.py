@@ -45,6 +45,7 @@ def best(results: Results) -> Section | None:
     """Who saves most, at every budget."""
     rows, runs = [], []
     won: Counter[str] = Counter()
+    decided = 0
     every = [
         one
         for family in main(families(results.policies, "budget", *POLICY))
@@ -62,8 +63,9 @@ def best(results: Results) -> Section | None:
         row, said = first.row, SHARE.say(first.row.saved_fraction)
         level = [run for run in ranked if SHARE.say(run.row.saved_fraction) == said]  # nobody sees a difference
         after = ranked[len(level)] if len(level) < len(ranked) else None
-        for run in level:
-            won[results.name(run)] += 1
+        if said != SHARE.say(0.0):  # where none saves anything, nobody has won
+            decided += 1
+            won.update(results.name(run) for run in level)
         rows.append(
             (
                 row.trace,
@@ -84,9 +86,8 @@ def best(results: Results) -> Section | None:
         table = Table((*columns, *more), tuple(rows))
     else:
         table = Table((*columns, *more[:-1]), tuple(row[:-1] for row in rows))
-    (name, times), *_ = won.most_common()
     text = (
-        f"{name} saves most, or as much as the best, in {times} of {len(rows)} settings.",
+        _winners(won, decided, len(rows)),
         "Of all the time that calls would have waited for imports and models, the share that they did not wait, "
         "for the policies that save most. Memory is a share of what all functions take together. Policies that "
         "are equal to a tenth of a per cent are named together.",
@@ -94,6 +95,17 @@ def best(results: Results) -> Section | None:
     return Section(
         "At a glance", text, [Figure("The best policy at each budget", None, commands.of(runs), data=table)]
     )
+
+
+def _winners(won: Counter[str], decided: int, settings: int) -> str:
+    if not won:
+        return "No policy saves anything: there is too little memory for a model, or nothing was called again."
+    times = max(won.values())
+    names = [name for name, count in won.items() if count == times]
+    verb = "saves" if len(names) == 1 else "save"
+    few = "" if decided == settings else f" In {settings - decided} more nobody saves anything."
+    of = f"{times} of {decided} settings" if len(names) == 1 else f"{times} of {decided} settings each"
+    return f"{_some(names)} {verb} most, or as much as the best, in {of}.{few}"
 
 
 def _some(names: list[str]) -> str:

@@ -348,7 +348,7 @@ def _files(path: Path) -> Iterator[Path]:
     # A replay's calls stand in its results; a folder of nothing but logs is one of logs.
     wanted = wanted or sorted(file for file in path.glob("*.jsonl") if file.is_file())
     if not wanted:
-        raise BadInput(f"{path} has no results.json", hint=calls.READS)
+        raise BadInput(f"{path} has no results.json: was it run to its end?", hint=calls.READS)
     yield from wanted
 
 
