@@ -18,7 +18,7 @@ import heapq
 import logging
 import uuid
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -59,10 +59,19 @@ AT_ONCE = 32
 
 class Work:
     """`attempts`: after so many a job is dead; `interruptions`: or after so many of these; `most`: jobs that may
-    wait, of one namespace."""
+    wait, of one namespace. `begin` is asked before an attempt of a namespace begins: what to call when that
+    is over, or None, and then `wake` is to be called when there may be room for it."""
 
     def __init__(
-        self, controller: Controller, store: Store, clock: Clock, *, attempts: int, interruptions: int, most: int
+        self,
+        controller: Controller,
+        store: Store,
+        clock: Clock,
+        *,
+        attempts: int,
+        interruptions: int,
+        most: int,
+        begin: Callable[[str], Callable[[], None] | None],
     ) -> None:
         self._controller = controller
         self._store = store
@@ -75,7 +84,9 @@ class Work:
         self._keys: dict[tuple[str, str, str], str] = {}  # of those -> id
         self._counts: dict[str, int] = {}  # of those, by namespace
         self._ready: dict[str, deque[str]] = {}  # by function: ids whose time has come
+        self._begin = begin
         self._running: dict[str, int] = {}  # by function
+        self._ends: dict[str, Callable[[], None]] = {}  # by job: what `begin` wants to have called
         self._later: list[tuple[float, str]] = []  # a heap: wall time, id
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: dict[str, list[asyncio.Future[Job]]] = {}
@@ -136,6 +147,12 @@ class Work:
         for function in tuple(self._ready):
             self._next(function)
 
+    def wake(self, namespace: str) -> None:
+        """There may be room for its jobs again: those of all its functions, the longest waiting first."""
+        waiting = [function for function in self._ready if function.partition("/")[0] == namespace]
+        for function in sorted(waiting, key=lambda name: self._open[self._ready[name][0]].created):
+            self._next(function)
+
     def stop(self) -> None:
         """No further attempts; what runs is the controller's to drain."""
         self._stopping = True
@@ -187,9 +204,8 @@ class Work:
             )
         function = job_function(job)
         at_once = self._running.get(function, 0) < AT_ONCE and not self._ready.get(function)
-        at_once = at_once and not self._paused
+        at_once = at_once and not self._paused and self._enter(job)
         if at_once:
-            self._enter(function)
             job = replace(
                 job, state=JobState.RUNNING, attempts=(Attempt(began=job.created, ended=0.0, status=""),)
             )
@@ -200,7 +216,7 @@ class Work:
         except BaseException:
             self._forget(job)
             if at_once:
-                self._leave(function)
+                self._leave(job)
             raise
         if at_once:
             self._task(self._run(job, job.body))
@@ -232,7 +248,7 @@ class Work:
             attempts=(Attempt(began=ticket.wall, ended=0.0, status=""),),
         )
         self._remember(job)
-        self._enter(job_function(job))
+        self._count(job_function(job))  # and no more: its namespace's quota has it
 
         async def commit() -> Job:
             await self._commits.save(job)
@@ -313,8 +329,10 @@ class Work:
     def _next(self, function: str) -> None:
         ready = self._ready.get(function)
         while ready and self._running.get(function, 0) < AT_ONCE and not self._stopping and not self._paused:
-            job = self._open[ready.popleft()]
-            self._enter(function)
+            job = self._open[ready[0]]
+            if not self._enter(job):
+                return
+            ready.popleft()
             self._task(self._run(job, None))
         if not ready:
             self._ready.pop(function, None)
@@ -368,8 +386,7 @@ class Work:
             dead = again or status == "not_found"
             job = replace(job, state=JobState.DEAD if dead else JobState.DONE, finished=now)
         await self._write(job)
-        function = job_function(job)
-        self._leave(function)
+        self._leave(job)
         if job.over:
             self._forget(job)
             self._tell(job)
@@ -377,7 +394,7 @@ class Work:
             self._open[job.id] = job
             if not self._stopping:
                 self._queue(job)
-        self._next(function)
+        self._next(job_function(job))
 
     async def _write(self, job: Job) -> None:
         """As often as it takes: an answer that cannot be written is not given up, since it may not be computed
@@ -406,13 +423,26 @@ class Work:
             if not watcher.done():
                 watcher.set_result(job)
 
-    def _enter(self, function: str) -> None:
+    def _enter(self, job: Job) -> bool:
+        """False where its namespace's quota has no room for it now."""
+        end = self._begin(job.namespace)
+        if end is None:
+            return False
+        self._ends[job.id] = end
+        self._count(job_function(job))
+        return True
+
+    def _count(self, function: str) -> None:
         self._running[function] = self._running.get(function, 0) + 1
 
-    def _leave(self, function: str) -> None:
+    def _leave(self, job: Job) -> None:
+        function = job_function(job)
         self._running[function] -= 1
         if not self._running[function]:
             del self._running[function]
+        end = self._ends.pop(job.id, None)
+        if end is not None:
+            end()
 
     # ---- books ---------------------------------------------------------------------------------------------
 

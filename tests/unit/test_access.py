@@ -125,6 +125,25 @@ def test_requests_under_way(store: SqlStore) -> None:
     access.admit("a", told.append)
 
 
+def test_what_is_answered_later_counts_and_waits(store: SqlStore) -> None:
+    access = Access(store, Clock())
+    access.set_quota("a", Quota(concurrency=2))
+    freed: list[str] = []
+    access.freed = freed.append
+    over = access.begin("a")
+    first = access.admit("a", lambda ticket: None)
+    assert over is not None
+    assert access.begin("a") is None
+    with pytest.raises(OverQuota):
+        access.admit("a", print)
+    over()
+    first("answer")  # type: ignore[arg-type]
+    assert freed == ["a", "a"]
+    assert access.begin("a") and access.begin("a") and not access.begin("a")
+    for _ in range(3):
+        assert access.begin("b"), "which has no quota"
+
+
 def test_requests_per_minute(store: SqlStore) -> None:
     clock = Clock()
     access = Access(store, clock)

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from instainfer.books import Ticket
 from instainfer.controller import Controller
 from instainfer.errors import InstaInferError, InstanceCrashed, InvocationFailed, Unavailable
-from instainfer.model import Attempt, FunctionSpec, Job, JobState, Style
+from instainfer.gateway.access import Access
+from instainfer.model import Attempt, FunctionSpec, Job, JobState, Quota, Style
 from instainfer.store.sql import SqlStore
 from instainfer.work import Work, error_of
 
@@ -77,14 +78,23 @@ def store() -> Iterator[SqlStore]:
     made.close()
 
 
-def make(controller: Obedient, store: SqlStore) -> Work:
-    return Work(cast(Controller, controller), store, Clock(), attempts=2, interruptions=4, most=100)
+def make(controller: Obedient, store: SqlStore, access: Access | None = None) -> Work:
+    access = access or Access(store, Clock())
+    work = Work(
+        cast(Controller, controller), store, Clock(), attempts=2, interruptions=4, most=100, begin=access.begin
+    )
+    access.freed = work.wake
+    return work
 
 
-def play(store: SqlStore, scenario: Callable[[Work, Obedient], Coroutine[Any, Any, None]]) -> None:
+def play(
+    store: SqlStore,
+    scenario: Callable[[Work, Obedient], Coroutine[Any, Any, None]],
+    access: Access | None = None,
+) -> None:
     async def run() -> None:
         controller = Obedient()
-        work = make(controller, store)
+        work = make(controller, store, access)
         async with asyncio.timeout(20):
             await scenario(work, controller)
         work.stop()
@@ -261,3 +271,33 @@ def test_whoever_waits_when_the_server_stops_is_told_that_it_is_not_over(store: 
         assert store.job(job.id).state is JobState.WAITING
 
     play(store, scenario)
+
+
+def test_no_more_at_a_time_than_the_namespaces_quota(store: SqlStore) -> None:
+    """Of all its functions, the longest waiting first; another one is not held up; a raised quota lets more in."""
+    access = Access(store, Clock())
+    access.set_quota("n", Quota(concurrency=1))
+
+    async def scenario(work: Work, controller: Obedient) -> None:
+        g, other = replace(SPEC, name="g"), replace(SPEC, namespace="other")
+        controller.specs |= {g.key: g, other.key: other}
+        jobs = [await work.accept(spec, "", b"in") for spec in (SPEC, SPEC, g, SPEC, other)]
+        assert [job.state for job in jobs] == ["running", "waiting", "waiting", "waiting", "running"]
+        first, apart = await controller.one(), await controller.one()
+        assert [first.activation, apart.activation] == [jobs[0].id, jobs[4].id]
+        controller.finish(first)
+        second = await controller.one()
+        assert second.activation == jobs[1].id
+        assert not controller.under_way
+        assert access.begin("n") is None
+        access.set_quota("n", Quota(concurrency=3))
+        work.wake("n")
+        rest = [await controller.one(), await controller.one()]
+        assert {one.activation for one in (second, *rest)} == {job.id for job in jobs[1:4]}
+        for ticket in (apart, second, *rest):
+            controller.finish(ticket)
+        for job in jobs:
+            assert (await work.result(job)).state is JobState.DONE
+        assert access.begin("n"), "nothing is counted that is over"
+
+    play(store, scenario, access)

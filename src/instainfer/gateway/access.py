@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import math
@@ -80,6 +81,7 @@ class Access:
         self._server_key = _hash(server_key.encode()) if server_key else ""
         self._keys = {key.id: key for key in store.issued()}
         self._shut = bool(self._server_key or self._keys)
+        self.freed: Callable[[str], None] = lambda namespace: None  # told where one of `concurrency` has ended
         self._used = {namespace: _Use(quota) for namespace, quota in store.quotas().items()}
 
     @property
@@ -163,6 +165,22 @@ class Access:
         if use is not None:
             use.charge(self._clock.now())
 
+    def begin(self, namespace: str) -> Callable[[], None] | None:
+        """Count an attempt of a request that was accepted to be answered later: what is to be called when it is
+        over, or None where the quota has no room for it. `freed` is told when it may have."""
+        use = self._used.get(namespace)
+        if use is None:
+            return _nothing
+        if use.full:
+            return None
+        use.running += 1
+        return functools.partial(self._end, namespace, use)
+
+    def _end(self, namespace: str, use: _Use) -> None:
+        use.running -= 1
+        if use.quota.concurrency:
+            self.freed(namespace)
+
     def admit(self, namespace: str, done: Callable[[Ticket], Any]) -> Callable[[Ticket], Any]:
         """Count a request against its namespace's quota; returns what its end is to be told to instead of `done`.
         Raises OverQuota."""
@@ -172,10 +190,14 @@ class Access:
         use.take(self._clock.now())
 
         def ended(ticket: Ticket) -> None:
-            use.running -= 1
+            self._end(namespace, use)
             done(ticket)
 
         return ended
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Use:
@@ -187,9 +209,13 @@ class _Use:
         self._tokens = math.inf
         self._at = 0.0
 
+    @property
+    def full(self) -> bool:
+        return 0 < self.quota.concurrency <= self.running
+
     def take(self, now: float) -> None:
         quota = self.quota
-        if quota.concurrency and self.running >= quota.concurrency:
+        if self.full:
             raise OverQuota(
                 f"{self.running} of its requests are under way, and its quota is {quota.concurrency}",
                 hint="wait for an answer before the next request, or have the quota raised",

@@ -151,6 +151,7 @@ def application(
 
     def limited(namespace: str, quota: Quota) -> None:
         controller.feed(ev.NamespaceLimited(namespace=namespace, memory=quota.memory))
+        work.wake(namespace)  # if it was raised
 
     # ---- functions -----------------------------------------------------------------------------------------
 

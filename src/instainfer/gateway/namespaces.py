@@ -15,6 +15,8 @@ from instainfer.gateway.access import Access, Principal, who_asks
 from instainfer.model import Key, Quota, Role
 from instainfer.store.base import Store
 
+LARGEST = 10**15  # of a quota: more than there is of anything, and a number in every language
+
 
 def caller(request: Request) -> Principal:
     return who_asks(request.scope)
@@ -61,8 +63,8 @@ def routes(
         for name, value in quota.items():
             if name not in known:
                 raise BadInput(f"there is no quota {name!r}", hint=f"these exist: {', '.join(sorted(known))}")
-            if value < 0:
-                raise BadInput(f"{name} = {value}", hint="give 0 or more; 0 sets no limit")
+            if not 0 <= value <= LARGEST:
+                raise BadInput(f"{name} = {value}", hint=f"give 0 to {LARGEST}; 0 sets no limit")
         changed = msgspec.structs.replace(access.quota(namespace), **quota)
         await asyncio.to_thread(access.set_quota, namespace, changed)
         limited(namespace, changed)

@@ -293,7 +293,9 @@ async def _compose(
     work = Work(
         controller, store, clock,
         attempts=limits.attempts, interruptions=limits.interruptions, most=limits.jobs,
+        begin=access.begin,
     )  # fmt: skip
+    access.freed = work.wake
     if lease is not None:
         stack.callback(asyncio.create_task(_kept(lease, work, ends)).cancel)
     await work.start()
