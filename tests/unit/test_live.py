@@ -189,6 +189,26 @@ def test_what_is_kept_and_told_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> N
     asyncio.run(scene())
 
 
+def test_who_comes_back_is_told_how_many_all_the_seconds_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        monkeypatch.setattr(live, "KEPT", 100)
+        subject = feed(monkeypatch, [])
+        chunks = reader(subject).body_iterator
+        first = data(await anext(chunks))
+        for begin in (0, 100):
+            await heard(subject, [row(begin + more, "n" if more else "other") for more in range(30)])
+            while not (told := data(await anext(chunks)))["invocations"]:
+                pass
+            assert (len(told["invocations"]), told["left_out"]) == (25, 5)
+        back = data(await anext(reader(subject, OWNER, first["id"]).body_iterator))
+        assert (back["anew"], len(back["invocations"]), back["left_out"]) == (False, 50, 10)
+        mine = data(await anext(reader(subject, MINE, first["id"]).body_iterator))
+        assert (len(mine["invocations"]), mine["left_out"]) == (50, 8)
+        subject.stop()
+
+    asyncio.run(scene())
+
+
 def test_so_many_readers_of_one_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = feed(monkeypatch)
     for _ in range(live.MOST_OF_ONE):

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from instainfer.gateway import tallies
-from instainfer.gateway.tallies import Counts, Heard, Tally, counted, merge, thinned
+from instainfer.gateway.tallies import Counts, Heard, Tally, counted, merge, spread, thinned
 from instainfer.model import Activation, Phases
 
 
@@ -108,3 +108,13 @@ def test_what_is_warm_and_old_is_left_out_first() -> None:
     assert thinned(rows, 4) == [rows[3], rows[5], rows[8], rows[9]]
     assert thinned(rows, 1) == [rows[5]]
     assert thinned(rows[6:], 2) == rows[8:]
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 3), (3, 3), (4, 3), (9, 3), (10, 3), (100, 7), (5, 0)])
+def test_what_is_spread_is_of_all(count: int, most: int) -> None:
+    taken = spread(range(count), most)
+    assert len(taken) <= most
+    assert list(taken) == sorted(set(taken))
+    if count > most > 0:
+        gaps = [after - before for before, after in zip([-1, *taken], [*taken, count], strict=True)]
+        assert max(gaps) <= 2 * -(-count // most)

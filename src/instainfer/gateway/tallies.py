@@ -17,8 +17,7 @@ from instainfer.model import Activation
 
 T = TypeVar("T")
 
-#: Durations of one second and namespace that the quantiles are of: a minute of them is sorted for every event.
-SAMPLED = 250
+SAMPLED = 250  # durations of one second and namespace that the quantiles are of
 
 
 class Tally:
@@ -38,13 +37,13 @@ class Tally:
         if rows[0].status != "ok":
             self.failed += len(rows)
         else:
-            self.took += [row.e2e_s for row in _spread(rows, SAMPLED - len(self.took))]
+            self.took += [row.e2e_s for row in spread(rows, SAMPLED - len(self.took))]
 
     def merge(self, other: Tally) -> None:
         self.failed += other.failed
         for start, count in other.starts.items():
             self.starts[start] = self.starts.get(start, 0) + count
-        self.took += _spread(other.took, SAMPLED - len(self.took))
+        self.took += spread(other.took, SAMPLED - len(self.took))
         self.took.sort()  # what is in order by seconds is sorted by the minute in half the time
 
 
@@ -125,7 +124,7 @@ def thinned(rows: Sequence[Activation], most: int) -> Sequence[Activation]:
     return [rows[place] for place in sorted(chosen)]
 
 
-def _spread(values: Sequence[T], most: int) -> Sequence[T]:
+def spread(values: Sequence[T], most: int) -> Sequence[T]:
     """At most so many, evenly from all of them."""
     if len(values) <= most:
         return values

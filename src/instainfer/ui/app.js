@@ -84,6 +84,7 @@ function told(event) {
     history();
   }
   store.add(event.invocations);
+  store.leftOut += event.left_out;
   store.addMarks(event.marks);
   document.querySelector("#pages a[href='#/cluster']").hidden = !(event.now.nodes?.length > 1);
   document.getElementById("forget").hidden = !key.get();

@@ -24,6 +24,7 @@ export class Store {
     this.numbers = new Map();
     this.rows = []; // by function: its slots, in the order in which they came
     this.marks = [];
+    this.leftOut = 0; // warm invocations that were too many to be told
     this.next = 0;
     this.changes = (this.changes ?? 0) + 1;
   }

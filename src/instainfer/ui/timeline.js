@@ -193,7 +193,8 @@ export function show(main) {
     const when = view.end === null ? "now" : clock(to);
     canvas.setAttribute("aria-label",
       `Timeline of ${count(numbers.length, "function")} over ${seconds(view.span)} until ${when}. Arrow keys move, plus and minus zoom; the table below lists what is in view.`);
-    told.textContent = `${count(numbers.length, "function")}, ${store.size.toLocaleString("en")} invocations kept; ${seconds(view.span)} until ${when}.`;
+    const more = store.leftOut ? `, ${store.leftOut.toLocaleString("en")} warm ones of busy seconds only counted` : "";
+    told.textContent = `${count(numbers.length, "function")}, ${store.size.toLocaleString("en")} invocations kept${more}; ${seconds(view.span)} until ${when}.`;
   }
 
   function bars(pen, slots, place, y, height, { from, to, x, colours, wanted, bad }) {
