@@ -37,7 +37,7 @@ Sample = dict[str, Any]
 def measure(plan: Plan, report: Report) -> None:
     """Adds the rows `client_ceiling`, `warm_noop` and `gateway_noop` (the same through a gateway; per number of
     clients), `in_process`, `watched_noop` and `preloaded_noop`. Figures are medians over the rounds."""
-    report.steps(plan.rounds * (3 * len(CLIENTS) + 5))
+    report.steps(plan.rounds * (3 * len(CLIENTS) + 6))
     found: dict[tuple[str, int, int], list[Sample]] = {}  # by name, clients, concurrency of the function
     preloads, looks = Preloads(), watched.Watched()
     share = -(-plan.preloads // plan.rounds)

@@ -20,8 +20,8 @@ class Plan:
     rounds: int = 7  # repetitions of everything, interleaved
     requests: int = 4000  # per load of `overhead`
     preloads: int = 100  # pre-loaded starts of `overhead`, all rounds together
-    watch_s: int = 5  # of each load of `overhead` with and without somebody who looks on
-    rest_s: int = 23  # after the latter has left: the feed waits 20 s for somebody to come back
+    watch_s: int = 6  # of the loads of a round of `overhead` that somebody looks at, and as long without
+    rest_s: int = 23  # after the former has left: the feed waits 20 s for somebody to come back
 
     @classmethod
     def of(cls, environ: Mapping[str, str] | None = None) -> Plan:

@@ -1,12 +1,13 @@
 """What an open dashboard costs: the same load with a reader of the live feed and without, in turn.
 
 The reader asks as the page does and takes every byte, and looks at none: what a browser makes of them is not the
-server's cost. Beside the throughput stands the processor time of the server per call, which says the same where
-the machine has other things to do.
+server's cost. What the reader itself takes of a processor is said too. Beside the throughput stands the processor
+time of the server per call, which says the same where the machine has other things to do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ from instainfer.errors import Unavailable
 CLIENTS = 16
 WAKE_S = 1.5  # its first events, which have a minute of the past to look up
 DISCARDED = 500
+FIGURES = ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "requests_per_s", "server_cpu_ms")
 
 Sample = dict[str, Any]
 
@@ -37,6 +39,8 @@ class Reader:
         self._socket.sendall(f"GET /instainfer/v1/live HTTP/1.1\r\nhost: {where.netloc}\r\n\r\n".encode())
         self.read = 0  # bytes
         self.events = 0
+        self.seconds = 0.0
+        self.cpu_s = 0.0
         self._thread = threading.Thread(target=self._take, name="a reader of the live feed", daemon=True)
 
     def __enter__(self) -> Self:
@@ -49,38 +53,37 @@ class Reader:
         self._socket.close()
 
     def _take(self) -> None:
-        try:
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
             while data := self._socket.recv(1 << 20):
                 self.read += len(data)
                 self.events += data.count(b"\nid: ") + data.startswith(b"id: ")
-        except OSError:
-            return
+        self.seconds = time.monotonic() - began
+        self.cpu_s = time.thread_time()
 
 
 class Watched:
-    """Rounds of two loads each, in the order off, on, on, off: a server that gets slower or faster meanwhile does
-    so for both."""
+    """Rounds of a load that nobody looks at, one of twice the length that somebody does, and again one that nobody
+    does: a server that gets slower or faster meanwhile does so for both."""
 
     def __init__(self) -> None:
         self.off: list[Sample] = []
         self.on: list[Sample] = []
         self.read = 0
         self.events = 0
+        self.read_s = 0.0
+        self.read_cpu_s = 0.0
 
     def run(self, server: Bench, function: str, body: bytes, plan: Plan, report: Report) -> None:
         for number in range(1, plan.rounds + 1):
             what = f"round {number} of {plan.rounds}: watched_noop"
-            if number % 2:
-                report.step(f"{what}, nobody looks")
-                self.off.append(load(server, function, body, plan.watch_s))
-                report.step(f"{what}, somebody looks")
-                self._watch(server, function, body, plan)
-            else:
-                report.step(f"{what}, somebody looks")
-                self._watch(server, function, body, plan)
-                report.step(f"{what}, nobody looks any more")
-                time.sleep(plan.rest_s)
-                self.off.append(load(server, function, body, plan.watch_s))
+            report.step(f"{what}, nobody looks")
+            before = load(server, function, body, plan.watch_s / 2)
+            report.step(f"{what}, somebody looks")
+            self._watch(server, function, body, plan)
+            report.step(f"{what}, nobody looks any more")
+            time.sleep(plan.rest_s)
+            self.off.append(_mean(before, load(server, function, body, plan.watch_s / 2)))
 
     def _watch(self, server: Bench, function: str, body: bytes, plan: Plan) -> None:
         with Reader(server.url) as reader:
@@ -90,6 +93,8 @@ class Watched:
             raise Unavailable("the live feed told nothing", hint="this is a fault: report it")
         self.read += reader.read
         self.events += reader.events
+        self.read_s += reader.seconds
+        self.read_cpu_s += reader.cpu_s
 
     def row(self, sandbox: str, concurrency: int) -> dict[str, Any]:
         on, off = self.on, self.off
@@ -102,15 +107,24 @@ class Watched:
             "clients": CLIENTS,
             "concurrency": concurrency,
         }
-        for key in ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "requests_per_s", "server_cpu_ms"):
+        for key in FIGURES:
             row[key] = spread([one[key] for one in on])[0]
             row[f"unwatched_{key}"] = spread([one[key] for one in off])[0]
         row["cost_fraction"], row["cost_min_fraction"], row["cost_max_fraction"] = spread(slower)
         row["cpu_cost_fraction"], row["cpu_cost_min_fraction"], row["cpu_cost_max_fraction"] = spread(dearer)
+        row["reader_cpu_fraction"] = self.read_cpu_s / self.read_s
         row["event_mb"] = self.read / self.events / 1e6
         row["errors"] = sum(one["errors"] for one in (*on, *off))
         row["n"] = sum(one["n"] for one in on)
         return row
+
+
+def _mean(one: Sample, other: Sample) -> Sample:
+    """Of two loads of the same length."""
+    return {
+        key: one[key] + other[key] if key in ("n", "errors") else (one[key] + other[key]) / 2
+        for key in (*FIGURES, "n", "errors")
+    }
 
 
 def load(server: Bench, function: str, body: bytes, seconds: float) -> Sample:
