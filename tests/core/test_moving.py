@@ -151,6 +151,13 @@ def test_what_has_no_place_elsewhere_ends_without_waiting_for_the_limit() -> Non
     assert [orphan.function for orphan in w.state.orphans.values()] == ["ns/f0"]
 
 
+def test_the_only_node_is_emptied_at_once() -> None:
+    w = world("ns/f0", nodes=())
+    w.serve("ns/f0")
+    w.fed(ev.NodeClosed(node="n", drain=True, within_s=60.0))
+    assert w.destroying and "n" in w.state.closed
+
+
 def test_a_drain_ends_when_its_time_is_over() -> None:
     w = world("ns/f0", nodes=("m",))
     fill(w, "n", "ns/f0")

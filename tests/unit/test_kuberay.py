@@ -19,6 +19,7 @@ yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "kuberay"
 KUBERNETES = "1.37"
+DRAIN = "INSTAINFER_CLUSTER__DRAIN_S"
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -197,7 +198,7 @@ def test_kubernetes_takes_the_rest(server: list[Manifest]) -> None:
 
 
 def test_the_chart_makes_the_same_cluster() -> None:
-    """But for how the token is handed on, and labels of the chart's own."""
+    """But for how the token is handed on, labels of the chart's own, and the time that a node has to go."""
     (direct,) = documents("raycluster.yaml")
     (values,) = documents("values.yaml")
     made = rendered(values)
@@ -207,11 +208,26 @@ def test_the_chart_makes_the_same_cluster() -> None:
         handed_on = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ""}
         assert {**variables(a), **handed_on} == variables(b)
         assert {**a, "env": 0} == {**b, "env": 0}
-        for part in ("initContainers", "volumes"):
-            assert ours["template"]["spec"].get(part) == theirs["template"]["spec"].get(part)
+        assert _beside(ours) == _beside(theirs)
     for part in ("rayVersion", "enableInTreeAutoscaling"):
         assert direct["spec"][part] == made["spec"][part]
     assert direct["metadata"]["name"] == made["metadata"]["name"]
+
+
+def _beside(group: Manifest) -> tuple[list[Manifest], list[Manifest]]:
+    """Init containers, without the time that they have to go, and volumes."""
+    spec = group["template"]["spec"]
+    agents = [
+        {**one, "env": [each for each in one["env"] if each["name"] != DRAIN]}
+        for one in spec.get("initContainers", [])
+    ]
+    return agents, spec.get("volumes", [])
+
+
+def test_a_node_that_goes_has_time_to_be_emptied(cluster: Manifest) -> None:
+    for group in groups(cluster)[1:]:
+        grace_s = group["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+        assert 10 <= float(variables(container(group, "agent"))[DRAIN]) <= grace_s - 10
 
 
 def test_nobody_may_join_and_nothing_is_reported(cluster: Manifest, server: list[Manifest]) -> None:

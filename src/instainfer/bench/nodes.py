@@ -115,7 +115,7 @@ def recovery(report: Report, losses: int) -> dict[str, Any] | None:
                     taken.append(time.monotonic() - began)
                     affected += len(gone)
                 except Unavailable:
-                    failed += 1  # on a busy machine others may have been out of reach as well
+                    failed += 1
                 there.again(victim)
     if not taken:
         raise Unavailable("what a lost node had loaded was never loaded elsewhere", hint="see the server's log")

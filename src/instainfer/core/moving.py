@@ -61,7 +61,8 @@ def look(state: State) -> list[FunctionState]:
     for container in sorted(going, key=lambda one: (-_value(state, one), one.id)):
         _step(state, container)
     for node, by in list(state.leaving.items()):
-        if by <= state.now or not _on(state, node):
+        undecided = [one for one in _on(state, node) if one.state != "destroying" and not one.doomed]
+        if by <= state.now or not undecided or not state.open_nodes:
             concerned += nodes.close(state, node, drain=True)
     _make_anew(state)
     if state.uneven and not any(one.leaving for one in state.containers.values()):
