@@ -182,7 +182,7 @@ class Step(Forecast):
         if self._together is not None and not self._rates:
             self._rates = self._together.rates(now)
             return self._rates.copy()
-        return super().rates(functions, now)
+        return {function: self.rate(function, now) for function in functions}
 
     def rate(self, function: str, now: float) -> float:
         rate = self._rates.get(function)

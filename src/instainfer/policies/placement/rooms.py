@@ -5,9 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from instainfer.model import Level
 from instainfer.policies.base import Bin, Held
+
+_FEW = 8  # held by one room: what each of them is worth says something of what it can give
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class Pool:
                 break  # here and further on even the cheapest bytes cost too much
             room = rooms[index]
             short = weight - room.free
-            if cheapest * short >= limit or not room.takes(option):
+            if cheapest * short >= limit or room.hopeless(short, limit) or not room.takes(option):
                 continue
             victims = room.victims(short, limit, option.name)
             if victims is not None:
@@ -56,7 +59,7 @@ class Pool:
 class Room:
     """An open bin while it is being filled."""
 
-    __slots__ = ("bin", "free", "held", "index", "mounts", "pool", "present")
+    __slots__ = ("bin", "free", "freed", "held", "index", "mounts", "pool", "present", "values")
 
     def __init__(self, bin: Bin, index: int, pool: Pool) -> None:
         self.bin = bin
@@ -69,6 +72,8 @@ class Room:
         self.mounts = frozenset(bin.mounts)
 
     def enter(self) -> None:
+        self.values: list[float] = []  # of what is held, the least first, and bytes of so many of them
+        self.freed: list[int] = []  # empty: not looked at yet
         insort(self.pool.by_free, (self.free, self.index))
         if self.held:
             insort(self.pool.by_cheapest, (held_order(self.held[0])[0], self.index))
@@ -104,6 +109,18 @@ class Room:
             and (not bin.own or bin.own == option.name)
             and (not option.mounts or self.mounts.issuperset(option.mounts))
         )
+
+    def hopeless(self, short: int, limit: float) -> bool:
+        """Is there not so much held by those that are worth less than `limit` by themselves? `victims` would say
+        None, at ten times the price. Of a room that holds many nothing is said: there hardly ever."""
+        if len(self.held) > _FEW:
+            return False
+        values, freed = self.values, self.freed
+        if not freed:
+            known = sorted([(one.value, one.bytes) for one in self.held])
+            values += [value for value, _ in known]
+            freed += accumulate([size for _, size in known], initial=0)
+        return freed[bisect_left(values, limit)] < short
 
     def victims(self, short: int, limit: float, spared: str) -> list[Held] | None:
         """Held items that free `short` bytes and are worth less than `limit` together, or None."""

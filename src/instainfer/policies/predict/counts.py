@@ -47,11 +47,16 @@ class GapCounts:
         """What `beyond` tells it from: at each edge the gaps no shorter, and what the newest weighs in them."""
         return self._beyond, self._weight
 
-    def beyond(self, gap: float) -> float:
-        """How many lasted longer than `gap`, taken as even inside a bin."""
-        index = bisect_right(EDGES, gap)
-        if index > _LAST:
-            return 0.0
-        end, later = EDGES[index], self._beyond[index]
-        inside = (self._beyond[index - 1] - later) * (end - gap) / (end - EDGES[index - 1])
-        return (inside + later) / self._weight
+    def beyond(self, begin: float, end: float) -> tuple[float, float]:
+        """How many lasted longer than `begin`, and how many longer than `end`, taken as even inside a bin."""
+        beyond, weight = self._beyond, self._weight
+        longer = last = 0.0
+        index = bisect_right(EDGES, begin)
+        if index <= _LAST:
+            edge, later = EDGES[index], beyond[index]
+            longer = ((beyond[index - 1] - later) * (edge - begin) / (edge - EDGES[index - 1]) + later) / weight
+        index = bisect_right(EDGES, end)
+        if index <= _LAST:
+            edge, later = EDGES[index], beyond[index]
+            last = ((beyond[index - 1] - later) * (edge - end) / (edge - EDGES[index - 1]) + later) / weight
+        return longer, last

@@ -64,8 +64,12 @@ class Forecast:
 
     def rates(self, functions: Iterable[str], now: float) -> dict[str, float]:
         """Of each of them."""
-        rate = self.rate
-        return {function: rate(function, now) for function in functions}
+        rate = self.base.rate
+        rates = {function: rate(function, now) for function in functions}
+        for function in self._hints.keys() & rates.keys():
+            rates[function] += self.hinted(function, now)
+        self._rates, self._rates_at = rates.copy(), now
+        return rates
 
     def take_called(self) -> set[str]:
         """Those that were called since this was last asked: for one, the mode, that wants to know whose rates have

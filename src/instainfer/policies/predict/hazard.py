@@ -90,8 +90,8 @@ class _History:
         seconds, arrivals = spells.seconds, spells.arrivals
         a3, b3 = (seconds / (seconds + begin)) ** arrivals, (seconds / (seconds + end)) ** arrivals
         total = counts.total + COUNTS_PRIOR
-        a4 = (counts.beyond(begin) + COUNTS_PRIOR * a0) / total
-        b4 = (counts.beyond(end) + COUNTS_PRIOR * b0) / total
+        a4, b4 = counts.beyond(begin, end)
+        a4, b4 = (a4 + COUNTS_PRIOR * a0) / total, (b4 + COUNTS_PRIOR * b0) / total
         if timer is None:
             return a0, a1, a2, a3, a4, 0.0, b0, b1, b2, b3, b4, 0.0
         return a0, a1, a2, a3, a4, timer.outlasts(begin), b0, b1, b2, b3, b4, timer.outlasts(end)
