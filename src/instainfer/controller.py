@@ -227,6 +227,16 @@ class Controller:
             there = ", ".join(sorted(self.nodes)) or "none"
             raise NotFound(f"there is no node {node}", hint=f"the nodes are: {there}")
 
+    @property
+    def under_way(self) -> int:
+        """Requests accepted and not answered."""
+        return len(self._tickets)
+
+    @property
+    def last_request(self) -> int:
+        """Number of the last that was accepted."""
+        return self._last_request
+
     async def drain(self, seconds: float) -> None:
         """Wait until all accepted requests are answered; those left after `seconds` get an error."""
         if self._tickets:

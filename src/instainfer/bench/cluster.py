@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from instainfer import garbage
 from instainfer.bench import nodes as real_nodes
 from instainfer.bench.report import Report
 from instainfer.core import events as ev
@@ -156,7 +157,8 @@ def _run(
     engine.join(world)
     world.begin()
     names = [function.name for function in work.functions]
-    engine.run(work.times, [names[one] for one in work.which], give_up_s=GIVE_UP_S, linger_s=GIVE_UP_S)
+    with garbage.settled():  # as in the server
+        engine.run(work.times, [names[one] for one in work.which], give_up_s=GIVE_UP_S, linger_s=GIVE_UP_S)
     return platform.took
 
 

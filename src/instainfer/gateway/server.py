@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
 import logging
 import os
 import secrets
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import uvloop
 
-from instainfer import __version__, anew, door, ending, lock, telemetry, tls
+from instainfer import __version__, anew, door, ending, garbage, lock, telemetry, tls
 from instainfer.agent.compose import ARTIFACTS, compose
 from instainfer.artifacts.peer import PREFIX
 from instainfer.artifacts.shelf import Shelf, in_folders
@@ -43,6 +42,7 @@ from instainfer.gateway.health import Health
 from instainfer.gateway.live import Feed
 from instainfer.gateway.openwhisk import OpenWhisk
 from instainfer.gateway.problems import render
+from instainfer.gateway.tidy import keep_tidy
 from instainfer.listening import bind, most_connections, reached, serving, sweep, url
 from instainfer.membership import Membership
 from instainfer.observe import Metrics
@@ -345,8 +345,9 @@ async def _compose(
     if number:
         await asyncio.to_thread(store.announce, health.url)
     _announce(settings, health, where)
-    gc.collect()
-    gc.freeze()  # what lives for good need not be looked at by every collection: they were the p99
+    garbage.settle()
+    tidying = asyncio.create_task(keep_tidy(controller))
+    stack.callback(tidying.cancel)
 
 
 async def _kept(lease: Lease, work: Work, ends: Callable[[InstaInferError], None]) -> None:

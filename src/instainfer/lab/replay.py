@@ -5,7 +5,6 @@ then at what the server holds meanwhile.
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 from array import array
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from instainfer import garbage
 from instainfer.client import PREFIX
 from instainfer.lab.plan import Plan
 from instainfer.lab.sender import Call, Counts, Sender, Target
@@ -40,12 +40,8 @@ def send(plan: Plan, target: Target, progress: Callable[[float, Counts, int], No
     in flight, twice a second. Raises nothing: a call that fails is a call that failed."""
     import uvloop
 
-    gc.collect()
-    gc.freeze()  # a collection through everything that is loaded here would be a late call
-    try:
+    with garbage.settled():  # a look through everything that is loaded here would be a late call
         return uvloop.run(_send(plan, target, progress))
-    finally:
-        gc.unfreeze()
 
 
 async def _send(plan: Plan, target: Target, progress: Callable[[float, Counts, int], None] | None) -> Sent:

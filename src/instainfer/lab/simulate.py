@@ -5,14 +5,12 @@ The same traces, settings and seed give the same bytes, whatever the number of p
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from functools import lru_cache
 from math import inf
 from multiprocessing import get_context
@@ -23,6 +21,7 @@ import msgspec
 import numpy as np
 
 import instainfer
+from instainfer import garbage
 from instainfer.config import machine_memory
 from instainfer.core.platform import Platform
 from instainfer.core.state import State
@@ -302,7 +301,7 @@ def details(settings: Settings, case: Case, progress: Callable[[int], None] | No
         decided = bounding.row(policy.mode, case.trace, work, budget, since)
     else:
         simulate = _in_pool if settings.world == "pool" else _in_containers
-        with _rare_collections():
+        with garbage.settled():  # it walks through a million arrivals else: a sixth of a run
             simulate(settings, case.trace, policy, budget, tally, timeline, progress)
     total = tally.total()
     row = {
@@ -332,21 +331,6 @@ def details(settings: Settings, case: Case, progress: Callable[[int], None] | No
     ]
     classes = {} if decided else {name: one.row() | one.spread() for name, one in tally.tallies.items()}
     return detail(msgspec.to_builtins(settings), row, classes, total, calls)
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Every decision makes thousands of short-lived views, and a collection walks through a million arrivals: it
-    costs a sixth of a run where it happens at its usual pace."""
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def _in_pool(

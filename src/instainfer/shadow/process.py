@@ -8,12 +8,12 @@ server, however that ends.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import sys
 from typing import BinaryIO
 
+from instainfer import garbage
 from instainfer.sandbox import syscalls
 from instainfer.shadow.follower import Follower
 from instainfer.shadow.messages import Gave, Report, Start, Tick, packed, take
@@ -30,9 +30,7 @@ def main(server: int) -> None:
         os.nice(NICE)
     reports = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what somebody prints is not a report
-    # Every decision makes thousands of short-lived views: collections at the usual pace are a sixth of the time.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    garbage.settle()
     with contextlib.suppress(BrokenPipeError):  # the server is gone
         serve(sys.stdin.buffer, reports)
 
