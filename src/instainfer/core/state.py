@@ -264,10 +264,14 @@ class FunctionState:
         nothing new, and where it leaves."""
         best = Level.NONE
         for instance in self.instances.values():
-            if not instance.stale and instance.state not in ("ending", "gone"):
-                if not (anywhere or instance.container.stays):
-                    continue
-                best = max(best, instance.level, instance.target if instance.state == "loading" else Level.NONE)
+            state = instance.state
+            if state == "ending" or state == "gone" or instance.stale:
+                continue
+            if not (anywhere or instance.container.stays):
+                continue
+            level = instance.target if state == "loading" and instance.target > instance.level else instance.level
+            if level > best:
+                best = level
         return best
 
 
@@ -449,11 +453,11 @@ class State:
         for name in sorted(self.functions):
             function = self.functions[name]
             libraries = function.libraries
-            if not (function.instances or function.creating or libraries or function.parked or name in promised):
-                known = at_rest.get(name)
-                same = known is not None and known[0] is function.spec and known[1].service_s == function.usual_s
-                if known is not None and same and function.blocked_until <= now:
-                    functions.append(known[1])
+            if not (function.instances or libraries or function.creating or function.parked) and name in at_rest:
+                spec, view = at_rest[name]
+                same = spec is function.spec and view.service_s == function.usual_s
+                if same and function.blocked_until <= now and name not in promised:
+                    functions.append(view)
                     continue
             forked = blocked = False
             if libraries is not None:
