@@ -39,34 +39,37 @@ RESULTS = [page.relative_to(Path(__file__).parent) for page in Path(__file__).pa
 #: In the order in which one meets them. A page that is in none of them fails the build.
 CONTENTS = {
     "": ["tutorial"],
-    "How to": [
-        *("how-to/write-a-function", "how-to/load-fast", "how-to/run-isolated", "how-to/choose-policies"),
-        *(
-            "how-to/compare-policies",
-            "how-to/write-a-policy",
-            "how-to/watch-shadows",
-            "how-to/replay-a-trace",
-            "how-to/read-reports",
-        ),
-        *(
-            "how-to/bring-a-torch-model",
-            "how-to/use-a-private-index",
-            "how-to/bring-an-openwhisk-action",
-            "how-to/use-a-triton-client",
-        ),
-        *(
-            "how-to/act-by-hand",
-            "how-to/read-why-and-ps",
-            "how-to/watch-live",
-            "how-to/use-the-dashboard",
-            "how-to/roll-back",
-            "how-to/size-memory",
-        ),
-        *("how-to/operate", "how-to/one-box-to-a-cluster", "how-to/share-artifacts", "how-to/troubleshoot"),
+    "Write and deploy": [
+        "how-to/write-a-function",
+        "how-to/bring-a-torch-model",
+        "how-to/bring-an-openwhisk-action",
+        "how-to/use-a-triton-client",
+        "how-to/use-a-private-index",
+        "how-to/load-fast",
+        "loading",
+        "how-to/roll-back",
+    ],
+    "Run a server": [
+        "how-to/run-isolated",
+        "how-to/size-memory",
+        "how-to/operate",
+        "how-to/act-by-hand",
+        "how-to/one-box-to-a-cluster",
+        "how-to/share-artifacts",
+        "how-to/troubleshoot",
+    ],
+    "Look": ["how-to/use-the-dashboard", "how-to/watch-live", "how-to/read-why-and-ps"],
+    "Compare policies": [
+        "how-to/choose-policies",
+        "how-to/compare-policies",
+        "how-to/write-a-policy",
+        "how-to/watch-shadows",
+        "how-to/replay-a-trace",
+        "how-to/read-reports",
     ],
     "Results": ["results/README", *sorted(str(page.with_suffix("")) for page in RESULTS)],
     "Reference": [f"reference/{name}" for name in ("cli", "http", "settings", "function-toml", "metrics")],
-    "Explanation": ["papers", "design", "lifecycles", "loading", "security", "where-to-add-code"],
+    "Explanation": ["papers", "design", "lifecycles", "security", "where-to-add-code"],
 }
 
 
