@@ -232,25 +232,27 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
     headers = ["POLICY", "TRACE", "BUDGET", "MEMORY", "CALLS", "SAVED", "PRELOADED", "WARM", "COLD", "WAIT", "P99"]
     harm = any(row["harmed_fraction"] or row["rejected"] for row in rows)
-    table(
-        [*headers, "HARMED", "REFUSED"] if harm else headers,
+    headers += ["HARMED", "REFUSED"] if harm else []
+    shown = headers
+    if is_terminal() and len({row["trace"] for row in rows}) == 1:
+        shown = [header for header in headers if header != "TRACE"]  # 80 columns are not many
+    cells = [
         [
-            [
-                label(row),
-                row["trace"],
-                f"{row['budget_fraction']:.0%}",
-                say_mb(row["budget_mb"]),
-                str(row["invocations"]),
-                f"{row['saved_fraction']:.1%}",
-                *(_known(row[f"{kind}_fraction"], "{:.1%}".format) for kind in ("preloaded", "warm", "cold")),
-                _known(row["warming_loading_mean_ms"], say_ms),
-                _known(row["e2e_p99_ms"], say_ms),
-                *((_known(row["harmed_fraction"], "{:.2%}".format), str(row["rejected"])) if harm else ()),
-            ]
-            for row in rows
-        ],
-        right=[*headers[2:], "HARMED", "REFUSED"],
-    )
+            label(row),
+            row["trace"],
+            f"{row['budget_fraction']:.0%}",
+            say_mb(row["budget_mb"]),
+            str(row["invocations"]),
+            f"{row['saved_fraction']:.1%}",
+            *(_known(row[f"{kind}_fraction"], "{:.1%}".format) for kind in ("preloaded", "warm", "cold")),
+            _known(row["warming_loading_mean_ms"], say_ms),
+            _known(row["e2e_p99_ms"], say_ms),
+            *((_known(row["harmed_fraction"], "{:.2%}".format), str(row["rejected"])) if harm else ()),
+        ]
+        for row in rows
+    ]
+    places = [headers.index(header) for header in shown]
+    table(shown, [[row[place] for place in places] for row in cells], right=headers[2:])
 
 
 def _known(value: float | None, say: Callable[[float], str]) -> str:
