@@ -75,6 +75,19 @@ def test_a_narrow_terminal_breaks_no_id(
     assert "4c1d8f0e" * 4 in capsys.readouterr().out
 
 
+def test_a_narrow_terminal_is_spared_what_can_be_missed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    rows = [["one", "x" * 20, "y" * 20]]
+    for columns, shown, said in ((60, "NAME  FIRST", ""), (40, "NAME  LAST", "too narrow for FIRST")):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        table(["NAME", "FIRST", "LAST"], rows, spare=("ELSEWHERE", "FIRST", "LAST"))
+        captured = capsys.readouterr()
+        assert re.sub(r"\x1b\[[0-9;]*m| +", " ", captured.out).split()[:2] == shown.split()
+        assert said in captured.err
+
+
 def test_process_prints_json_and_exits_0(stub: Stub) -> None:
     done = process("ls", "--json")
     assert (done.returncode, done.stderr) == (0, "")

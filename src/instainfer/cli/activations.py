@@ -44,7 +44,10 @@ def activations(
         print_json({"activations": found})
         return
     timed = ("TOTAL", "QUEUE", "CONTAINER", "IMPORT", "LOAD", "INFERENCE")
-    table(["ACTIVATION", "FUNCTION", "WHEN", "START", "STATUS", *timed], map(_row, found), right=timed)
+    headers = ["ACTIVATION", "FUNCTION", "WHEN", "START", "STATUS", *timed]
+    table(
+        headers, map(_row, found), right=timed, spare=("INFERENCE", "QUEUE", "IMPORT", "LOAD", "CONTAINER", "WHEN")
+    )
 
 
 def _row(activation: dict[str, Any]) -> list[str]:

@@ -46,6 +46,7 @@ def ls(
         ["FUNCTION", "VERSION", "STATE", "LIMIT", "LOADED", "IMPORT", "LOAD", "CALL", "CREATED"],
         rows,
         right=numbers,
+        spare=("CREATED", "VERSION"),
     )
     if not found:
         typer.echo("no functions yet: `instainfer deploy PATH` deploys one", err=True)

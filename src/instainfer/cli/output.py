@@ -51,15 +51,37 @@ def is_terminal(stream: Any = None) -> bool:
     return bool((stream or sys.stdout).isatty())
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Rows under headers; columns named in `right` are numbers. Prints the headers even above no rows."""
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), spare: Sequence[str] = ()
+) -> None:
+    """Rows under headers; columns named in `right` are numbers. Prints the headers even above no rows. A terminal
+    that is too narrow for all gets none of the first of `spare`, and is told so."""
     rows = [[str(cell) for cell in row] for row in rows]
     if not is_terminal():
         _plain(headers, rows, right)
         return
     from rich.console import Console
 
-    Console().print(drawn(headers, rows, right))
+    console = Console()
+    kept, cells = narrowed(headers, rows, spare, console.width)
+    console.print(drawn(kept, cells, right))
+    if missing := [header for header in headers if header not in kept]:
+        said = f"too narrow for {', '.join(missing)}: widen the terminal, or ask for --json"
+        typer.echo(typer.style(said, dim=True), err=True)
+
+
+def narrowed(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str], width: int
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows without as few of `spare` as lets the rest stand on a line so wide."""
+    widths = {header: max([len(header), *(len(row[at]) for row in rows)]) for at, header in enumerate(headers)}
+    kept = list(headers)
+    for header in filter(widths.__contains__, spare):
+        if sum(widths[one] for one in kept) + 2 * (len(kept) - 1) <= width:
+            break
+        kept.remove(header)
+    places = [headers.index(header) for header in kept]
+    return kept, [[row[place] for place in places] for row in rows]
 
 
 def drawn(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:

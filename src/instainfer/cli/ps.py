@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instainfer.cli.output import bar, drawn, is_terminal, print_json, safe, table
+from instainfer.cli.output import bar, drawn, is_terminal, narrowed, print_json, safe, table
 from instainfer.cli.session import Session, Usage, command
 from instainfer.errors import Unavailable
 from instainfer.units import say_mb, say_s
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _WIDTH = 24
 _EVERY_S = 1.0
+#: Of containers, where a terminal is narrow: the bar says in a picture what its neighbours say.
+_SPARE = ("SHARES", "AGE")
 
 
 #: Headers, rows, and the headers of numbers.
@@ -45,7 +47,7 @@ def ps(
     typer.echo(_summary(found))
     for headers, rows, right in _parts(found, bars=is_terminal()):
         typer.echo()
-        table(headers, rows, right=right)
+        table(headers, rows, right=right, spare=_SPARE)
 
 
 def _watch(session: Session) -> None:
@@ -72,10 +74,13 @@ def _watch(session: Session) -> None:
 
 def picture(found: dict[str, Any]) -> RenderableType:
     """What `ps` prints on a terminal, in one piece."""
-    from rich.console import Group
+    from rich.console import Console, Group
     from rich.text import Text
 
-    drawn_parts = [drawn(headers, rows, right) for headers, rows, right in _parts(found, bars=True)]
+    width = Console().width
+    drawn_parts = [
+        drawn(*narrowed(headers, rows, _SPARE, width), right) for headers, rows, right in _parts(found, bars=True)
+    ]
     return Group(Text(safe(_summary(found))), *(one for part in drawn_parts for one in (Text(), part)))
 
 
@@ -111,7 +116,7 @@ def _parts(found: dict[str, Any], *, bars: bool) -> Iterator[Part]:
         return
     headers = ["CONTAINER", "OWNER", "STATE", "USED BY OWNER", "BY GUESTS", "IDLE", "LIMIT", "AGE", "EXPIRES"]
     rows = [_container(container, bars) for container in containers]
-    yield [*headers, "MEMORY"] if bars else headers, rows, headers[3:]
+    yield [*headers, "SHARES"] if bars else headers, rows, headers[3:]
     yield (
         ["INSTANCE", "CONTAINER", "FUNCTION", "VERSION", "LEVEL", "STATE", "MEMORY", "SERVED"],
         [_instance(one, container) for container in containers for one in container.get("instances", ())],

@@ -233,9 +233,6 @@ def _show(rows: list[dict[str, Any]]) -> None:
     headers = ["POLICY", "TRACE", "BUDGET", "MEMORY", "CALLS", "SAVED", "PRELOADED", "WARM", "COLD", "WAIT", "P99"]
     harm = any(row["harmed_fraction"] or row["rejected"] for row in rows)
     headers += ["HARMED", "REFUSED"] if harm else []
-    shown = headers
-    if is_terminal() and len({row["trace"] for row in rows}) == 1:
-        shown = [header for header in headers if header != "TRACE"]  # 80 columns are not many
     cells = [
         [
             label(row),
@@ -251,8 +248,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
         ]
         for row in rows
     ]
-    places = [headers.index(header) for header in shown]
-    table(shown, [[row[place] for place in places] for row in cells], right=headers[2:])
+    alone = len({row["trace"] for row in rows}) == 1
+    table(headers, cells, right=headers[2:], spare=["TRACE", "P99"] if alone else ["P99"])
 
 
 def _known(value: float | None, say: Callable[[float], str]) -> str:
