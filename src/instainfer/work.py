@@ -47,10 +47,9 @@ log = logging.getLogger("instainfer.work")
 AGAIN = frozenset({"unavailable", "stopping", "overloaded", "instance_crashed"})
 #: Instead of an error's code, of an attempt that ended with the server.
 INTERRUPTED = "interrupted"
-#: A job that was interrupted so often may be the reason. Such ones go on one after the other, so that the one that
-#: is takes no others with it: those that wait for their turn are not interrupted.
+#: A job that was interrupted so often may be the reason. Of such ones the next begins when the last has ended, so
+#: that the one that is takes no other with it: those that wait for their turn are not interrupted.
 SUSPECT = 3
-SUSPECTS_APART_S = 1.0
 BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
 #: Of one function at a time: what its instances can run, and a few so that none waits for the store.
@@ -93,13 +92,15 @@ class Work:
         self._locks: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._submitted: dict[str, Ticket] = {}  # by job: those that run, or wait for an instance
+        self._suspects: deque[str] = deque()  # ids, the oldest first
+        self._suspect = ""  # the one of them whose turn it is
         self._paused = False
         self._stopping = False
         self._unwritten = False  # the end of some job could not be written, and it was said
 
     async def start(self) -> None:
         """Go on with what an earlier server was given. What it was running ended with it."""
-        now, suspects = self._clock.wall(), 0
+        now = self._clock.wall()
         for job in await asyncio.to_thread(self._store.unfinished_jobs):
             found = self._interrupted(job) if job.state is JobState.RUNNING else job
             interruptions = _interruptions(found)
@@ -107,13 +108,19 @@ class Work:
                 log.error("job %s of %s is given up: the server ended with it", job.id, job_function(job))
                 await self._write(self._given_up(found, now))
                 continue
-            if found is not job and interruptions >= SUSPECT:
-                found = replace(found, due=now + suspects * SUSPECTS_APART_S)
-                suspects += 1
             self._remember(found)
-            self._queue(found)
+            if found is not job and interruptions >= SUSPECT:
+                self._suspects.append(job.id)
+            else:
+                self._queue(found)
+        self._next_suspect()
         if self._open:
             log.info("going on with %d jobs", len(self._open))
+
+    def _next_suspect(self) -> None:
+        self._suspect = self._suspects.popleft() if self._suspects else ""
+        if self._suspect:
+            self._queue(self._open[self._suspect])
 
     def _take_up(self, job: Job) -> Job:
         """One that is in the store alone: nobody runs it."""
@@ -395,6 +402,8 @@ class Work:
             if not self._stopping:
                 self._queue(job)
         self._next(job_function(job))
+        if job.id == self._suspect and not self._stopping:
+            self._next_suspect()
 
     async def _write(self, job: Job) -> None:
         """As often as it takes: an answer that cannot be written is not given up, since it may not be computed

@@ -218,12 +218,24 @@ def test_those_that_were_there_often_when_the_server_ended_go_on_one_after_the_o
 
     async def scenario(work: Work, controller: Obedient) -> None:
         await work.start()
-        first = [await controller.one(), await controller.one()]
-        assert {ticket.activation for ticket in first} == {"a", "d"}
-        assert [(await work.find(id)).due for id in "bc"] == [1001.0, 1002.0]
-        assert store.job("b").state is JobState.RUNNING, "as it was: another end of the server is none of its own"
-        for ticket in first:
-            controller.finish(ticket)
+        first, apart = await controller.one(), await controller.one()
+        assert {first.activation, apart.activation} == {"a", "d"}
+        for id in "bc":
+            assert (await work.find(id)).state is JobState.WAITING
+            assert store.job(id).attempts[-1].ended == 0, "as it was: another end of the server is none of its own"
+        if first.activation == "d":
+            first, apart = apart, first
+        controller.finish(apart)
+        assert not controller.under_way
+        controller.finish(first, InstanceCrashed("of its own"))
+        second = await controller.one()
+        assert (second.activation, controller.under_way) == ("b", [])
+        controller.finish(second)
+        last = await controller.one()
+        assert last.activation == "c"
+        controller.finish(last)
+        assert (await work.result(await work.find("c"))).state is JobState.DONE
+        assert (await work.find("a")).state is JobState.WAITING, "for its second attempt"
 
     play(store, scenario)
 
