@@ -237,6 +237,31 @@ def test_containers_of_a_lost_node_are_made_anew_where_memory_is() -> None:
     assert [start(w, name) for name in ("ns/f0", "ns/f1")] == ["preloaded", "preloaded"]
 
 
+def test_as_many_as_there_were_are_made_anew_by_and_by() -> None:
+    w = world(*NAMES, nodes=("m",), memory=4096 * MB)
+    fill(w, "n", *NAMES)
+    w.fed(ev.NodeLost(node="n"))
+    w.fire("move")
+    assert len(w.creating) == w.state.load_slots["m"] == 2
+    w.fire("move")  # looked at while they are being made
+    rest(w)
+    assert on(w, "m") == sorted(NAMES) and not w.state.orphans
+    assert [start(w, name) for name in NAMES] == ["preloaded"] * len(NAMES)
+
+
+def test_what_has_moved_is_worth_what_it_was() -> None:
+    w = world("ns/f0", "ns/f1", "ns/f2", nodes=("m",), memory=1200 * MB)
+    fill(w, "n", "ns/f0")
+    fill(w, "m", "ns/f1")
+    for _ in range(5):
+        w.serve("ns/f0")
+    w.fed(ev.NodeClosed(node="n", drain=True, within_s=60.0))
+    rest(w)
+    assert on(w, "m") == ["ns/f0", "ns/f1"]
+    w.serve("ns/f2")
+    assert on(w, "m") == ["ns/f0", "ns/f2"], "the one that is called least has gone"
+
+
 def test_what_requests_have_made_meanwhile_is_not_made_again() -> None:
     w = world("ns/f0", nodes=("m",))
     fill(w, "n", "ns/f0")

@@ -18,7 +18,7 @@ from instainfer.core.state import Container, FunctionState, Instance, Orphan, St
 from instainfer.model import Level
 from instainfer.policies.routing import SLACK, draw
 
-LOOK_S = 0.25  # between looks while something moves
+LOOK_S, BUSY_S = 0.25, 1.0  # between looks while something moves, and while requests wait for memory
 MOVE_S = 120.0  # a container that does not stand on a node that has come by then stays where it is
 GAIN = 0.05  # of a node's memory: what the fuller of two nodes must lose by a move for it to be worth a load
 
@@ -69,8 +69,10 @@ def look(state: State) -> list[FunctionState]:
         state.uneven = _even_out(state)
     if any(one.leaving for one in state.containers.values()) and state.passed_at <= state.restless_at:
         state.ask_for_pass()
-    if state.leaving or state.uneven:
+    if state.leaving or state.uneven or (state.orphans and _unrest(state)):
         ask(state)
+    elif state.orphans and state.starved:
+        ask(state, BUSY_S)
     return concerned
 
 
@@ -187,10 +189,8 @@ def _make_anew(state: State) -> None:
     if not all(state.homeless(waiting) for waiting in state.starved.values()):
         return
     wanted = sorted(state.orphans.values(), key=lambda one: (-one.last_used, one.container))
-    why = "that went with its node"
-    made = [_make(state, state.functions[one.function], one, state.open_nodes, why) for one in wanted]
-    if any(made):
-        ask(state)
+    for one in wanted:
+        _make(state, state.functions[one.function], one, state.open_nodes, "that went with its node")
 
 
 # ---- a node that has come ------------------------------------------------------------------------------------

@@ -120,10 +120,14 @@ def container_ready(state: State, event: ev.ContainerReady) -> None:
     if not container.replaces:
         container.last_used = state.now
     function = _created_for(state, container)
+    if function is not None and container.replaces:  # the last use of that one was its own
+        view = state.view(container, residents=False)
+        state.keep_alive.used(view, container.last_used, cold_s=function.cold_s)
     if function is not None:
         function.learn(container_s=_blend(function.costs.container_s, event.seconds))
         asked = bool(function.queue) or function.pinned
-        wanted = (asked or container.replaces) and not function.deleted
+        moved = container.replaces and function.next_price(container.node).loaded_bytes <= container.limit
+        wanted = (asked or moved) and not function.deleted
         if wanted and not container.stays:
             supply.ensure(state, function)
         elif wanted and not container.of(function):
