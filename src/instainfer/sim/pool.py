@@ -270,10 +270,12 @@ class Planned:
         pool = self._pool
         if self._ranked_for is None:
             self._ranked_for = now
+            rate, names, saves, loaded = self._predictor.rate, self._names, pool.loading_s, pool.loaded
             ranked = []
             for one, level in pool.level.items():
-                worth = self._value(one, now)
-                ranked.append((worth / max(pool.bytes_at(one, level), 1), worth, one))
+                worth = rate(names[one], now) * saves(one)
+                size = loaded[one] if level is Level.LOADED else pool.bytes_at(one, level)
+                ranked.append((worth / (size or 1), worth, one))
             ranked.sort()
             self._ranked = ranked
         chosen: list[int] = []

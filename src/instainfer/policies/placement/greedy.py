@@ -82,7 +82,7 @@ class _Pass:
             room = Room(bin, len(self.rooms), pool)
             self.rooms.append(room)
             room.enter()
-            if any(one.level == Level.IMPORTED for one in bin.held):
+            if Level.IMPORTED in [one.level for one in bin.held]:
                 beyond = {one.function for one in bin.held if one.level > Level.IMPORTED}.union(bin.fixed)
                 for one in room.held:
                     if one.level == Level.IMPORTED and one.function not in beyond:

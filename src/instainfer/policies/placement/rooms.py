@@ -68,7 +68,8 @@ class Room:
         self.free = bin.free
         self.held = sorted(bin.held, key=held_order)  # least density first
         #: Functions that are there at a level, and so are not placed again.
-        self.present = {one.function for one in bin.held if one.level}.union(bin.fixed)
+        self.present = {one.function for one in self.held if one.level}
+        self.present.update(bin.fixed)
         self.mounts = frozenset(bin.mounts)
 
     def enter(self) -> None:
@@ -175,4 +176,4 @@ def worth(held: Sequence[Held]) -> float:
 
 
 def held_order(held: Held) -> tuple[float, str]:
-    return density(held.value, held.bytes), held.instance
+    return held.value / (held.bytes or 1), held.instance

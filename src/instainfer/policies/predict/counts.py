@@ -48,14 +48,15 @@ class GapCounts:
         return self._beyond, self._weight
 
     def beyond(self, begin: float, end: float) -> tuple[float, float]:
-        """How many lasted longer than `begin`, and how many longer than `end`, taken as even inside a bin."""
+        """How many lasted longer than `begin`, and how many longer than `end`, which is no less. Gaps are taken as
+        even inside a bin."""
         beyond, weight = self._beyond, self._weight
         longer = last = 0.0
         index = bisect_right(EDGES, begin)
         if index <= _LAST:
             edge, later = EDGES[index], beyond[index]
             longer = ((beyond[index - 1] - later) * (edge - begin) / (edge - EDGES[index - 1]) + later) / weight
-        index = bisect_right(EDGES, end)
+        index = bisect_right(EDGES, end, index)
         if index <= _LAST:
             edge, later = EDGES[index], beyond[index]
             last = ((beyond[index - 1] - later) * (edge - end) / (edge - EDGES[index - 1]) + later) / weight
