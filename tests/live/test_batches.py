@@ -22,6 +22,8 @@ class Model:
             time.sleep(1.0)
         if any(item.get("short") for item in items):
             return []
+        if "one" in items[0]:
+            return items[0]["one"]
         self.sizes.append(len(items))
         return [ValueError("not this one") if item.get("bad") else {"n": item.get("n"), "of": len(items)}
                 for item in items]
@@ -59,6 +61,10 @@ def test_an_answer_of_the_wrong_length_is_everybodys_error(server: Server, ns: s
     response = server.call(ns, "f", {"short": True})
     assert response.status_code == 502
     assert "0 values" in response.json()["detail"]
+    for one, name in (("x", "str"), ({"0": 1}, "dict"), (None, "NoneType"), (5, "int")):
+        response = server.call(ns, "f", {"one": one})
+        assert response.status_code == 502
+        assert f"a batch of 1 was answered with a {name}; return a list" in response.json()["detail"]
     assert server.result(ns, "f", {"n": 2}) == {"n": 2, "of": 1}
 
 

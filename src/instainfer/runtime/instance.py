@@ -40,6 +40,7 @@ CONTROL = 4  # the descriptor of a template's control socket
 WARMUP = -1  # in place of a request number: the call with the sample
 LATE = (-2, "", b"")  # in place of a request: none came in time
 TIMES = ("import_s", "load_s", "aside_s", "warmup_s", "first_s")
+ONE_VALUE = (str, bytes, bytearray, dict)  # what has elements and yet is no batch of them
 LONGEST_SUMMARY = 200  # characters of what the sample gave
 
 
@@ -480,7 +481,13 @@ class Session:
         clock = self.clock
         began = clock()
         try:
-            values = list(self._call(function, [payload for _, (payload, _) in decoded]))
+            given = self._call(function, [payload for _, (payload, _) in decoded])
+            if isinstance(given, ONE_VALUE) or not hasattr(given, "__iter__"):
+                raise payloads.BadAnswer(
+                    "a batch of %d was answered with a %s; return a list with one for each"
+                    % (len(decoded), type(given).__name__)
+                )
+            values = list(given)
             if len(values) != len(decoded):
                 raise payloads.BadAnswer(
                     "a batch of %d was answered with %d values; return a list with one for each"
