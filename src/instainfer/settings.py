@@ -21,6 +21,7 @@ from instainfer.errors import BadSettings
 from instainfer.model import Batch, Tensor
 
 OLDEST_PYTHON = (3, 9)
+LONGEST_VARIABLE = 100_000  # bytes: the kernel starts no process with one of 128 KiB, its name included
 LEAST_MEMORY = 16 << 20  # below this an interpreter with one library does not start
 MOST_TENSORS = 256  # inputs, and as many outputs
 DATATYPES = (
@@ -204,10 +205,14 @@ def _table(kind: str) -> Callable[[Any], dict[str, Any]]:
             raise _refuse("not a table", f'[{kind}] with lines like name = "value"')
         out: dict[str, Any] = {}
         for name, item in value.items():
-            if kind == "env" and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in str(item)):
+            if kind == "env" and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise _refuse(f"{name!r} cannot name a variable", "letters, digits and underscores")
             if kind == "env" and (isinstance(item, bool) or not isinstance(item, (str, int, float))):
                 raise _refuse(f"{name} is not a text", f'a text in quotes, {name} = "…"')
+            if kind == "env" and ("\0" in str(item) or len(str(item).encode()) > LONGEST_VARIABLE):
+                raise _refuse(
+                    f"{name} is no value of a variable", f"up to {LONGEST_VARIABLE} bytes, none of them 0"
+                )
             # What JSON has no word for (TOML's dates) travels as text; variables are text anyway.
             out[name] = str(item) if kind == "env" else json.loads(json.dumps(item, default=str))
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import httpx
@@ -90,6 +91,29 @@ def test_deploy_list_get_delete(server: Server, ns: str) -> None:
     assert server.call(ns, "echo").status_code == 404
     with pytest.raises(NotFound):
         server.client.delete(ns, "echo")
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "said"),
+    [
+        ('{"env": {"A": "\\ud800"}}', 400, "settings is not JSON"),
+        ('{"params": {"A": "\\ud800"}}', 400, "settings is not JSON"),
+        ("[" * 100_000, 400, "settings is not JSON"),
+        ('{"timeout": %s}' % ("1" * 5000), 400, "settings is not JSON"),
+        ('{"env": {"A": "x\\u0000"}}', 200, "A is no value of a variable"),
+        (json.dumps({"env": {"A": "x" * 200_000}}), 200, "A is no value of a variable"),
+    ],
+    ids=["half a character", "in params", "deep", "long number", "zero byte", "long variable"],
+)
+def test_settings_that_cannot_be_kept(server: Server, ns: str, settings: str, status: int, said: str) -> None:
+    response = server.http.put(
+        f"{PREFIX}/functions/{ns}/f",
+        data={"settings": settings},
+        files={"package": ("package.zip", package(server.directory, ECHO), "application/zip")},
+    )
+    assert response.status_code == status
+    assert said in response.text.splitlines()[-1]
+    assert server.client.functions(ns) == []
 
 
 def test_progress_is_told_in_order(server: Server, ns: str) -> None:

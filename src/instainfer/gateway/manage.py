@@ -186,7 +186,8 @@ def application(
         who.check(namespace, Role.DEPLOY)
         try:
             overrides = json.loads(settings)
-        except json.JSONDecodeError as error:
+            json.dumps(overrides, ensure_ascii=False).encode()  # no half of a character, which cannot be kept
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"settings is not JSON: {error}", hint="send an object of settings") from None
         if not isinstance(overrides, dict):
             raise BadInput("settings is not an object", hint='send {"memory": "1GB", …}')
