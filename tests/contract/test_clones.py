@@ -224,10 +224,10 @@ def test_out_of_memory_ends_that_clone_only(play: Play) -> None:
 
     @play
     async def scenario(w: World) -> None:
-        of = await two(w, memory=160 * MB)
+        of = await two(w, memory=168_000_000)
         w.invoke("i2", {"code": greedy})
         lost = await w.until(events.InstanceLost, instance="i2")
-        assert "memory limit of 160 MB" in lost.reason
+        assert "memory limit of 168 MB" in lost.reason
         assert await run(w, "i1", "out = 2") == 2
         assert await loaded(w, "i3", of) == "cloned"
 

@@ -364,14 +364,14 @@ def test_out_of_memory_ends_that_fork_only(play: Play, lib: dict[str, Any]) -> N
 
     @play
     async def scenario(w: World) -> None:
-        of = await provided(w, function(**{**lib, "memory": 160 * MB}))
+        of = await provided(w, function(**{**lib, "memory": 168_000_000}))
         await container(w, of)
         await zygote(w, of)
         for name in ("i1", "i2"):
             assert await loaded(w, name, of) == "forked"
         w.invoke("i1", {"code": greedy})
         lost = await w.until(events.InstanceLost, instance="i1")
-        assert "memory limit of 160 MB" in lost.reason
+        assert "memory limit of 168 MB" in lost.reason
         assert await run(w, "i2", "out = 2") == 2
         assert await loaded(w, "i3", of) == "forked"
         assert not w.reports.all(events.ZygoteLost)

@@ -235,7 +235,7 @@ def test_work_of_a_killed_server_runs_again_when_its_first_attempt_is_over(agent
         server.start()
         job = accepted.json().get("id") or accepted.headers["x-instainfer-activation"]
         found = eventually(lambda: (one := server.client.job(job))["state"] == "done" and one)
-        assert [attempt["status"] for attempt in found["attempts"]] == ["unavailable", "ok"]
+        assert [attempt["status"] for attempt in found["attempts"]] == ["interrupted", "ok"]
 
 
 def test_a_drained_node_finishes_and_nothing_fails(agents: Agents) -> None:

@@ -95,7 +95,7 @@ def test_a_standby_goes_on_with_the_jobs_of_the_dead(tmp_path: Path, database: P
             assert there["pid"] == second.process.pid and there["number"] == 2
             eventually(lambda: second.client.job(id)["state"] == "done")
             job = second.client.job(id)
-            assert [one["status"] for one in job["attempts"]] == ["unavailable", "ok"]
+            assert [one["status"] for one in job["attempts"]] == ["interrupted", "ok"]
             before, after = job["attempts"]
             assert after["began"] >= before["began"]
             headers.pop("prefer")
@@ -125,7 +125,7 @@ def test_one_that_was_taken_for_dead_changes_nothing_and_ends(tmp_path: Path, da
         assert first.process.wait(60) == 1
         assert "another server has taken over the database" in first.errors()
         eventually(lambda: second.client.job(id)["state"] == "done")
-        assert [one["status"] for one in second.client.job(id)["attempts"]] == ["unavailable", "ok"]
+        assert [one["status"] for one in second.client.job(id)["attempts"]] == ["interrupted", "ok"]
     finally:
         second.close()
     first.url = ""
