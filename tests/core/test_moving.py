@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from instainfer.core import actions as act
 from instainfer.core import events as ev
@@ -247,6 +248,20 @@ def test_as_many_as_there_were_are_made_anew_by_and_by() -> None:
     rest(w)
     assert on(w, "m") == sorted(NAMES) and not w.state.orphans
     assert [start(w, name) for name in NAMES] == ["preloaded"] * len(NAMES)
+
+
+def test_one_that_is_made_anew_stands_for_no_other_of_its_function() -> None:
+    w = world("ns/f", nodes=(), memory=600 * MB)
+    two = (held(loaded(served=0)), replace(held(loaded(instance="i9e2")), container="c7e2"))
+    w.fed(ev.NodeJoined(node="m", memory=1200 * MB, held=two))
+    w.serve("ns/f")
+    assert w.state.containers["c7e2"].last_used > w.state.containers["c7e1"].last_used
+    w.fed(ev.NodeLost(node="m"))
+    rest(w)
+    assert owners(w) == ["ns/f"] and len(w.state.orphans) == 1
+    w.fed(ev.NodeResized(node="n", memory=1200 * MB))
+    rest(w)
+    assert owners(w) == ["ns/f", "ns/f"] and not w.state.orphans
 
 
 def test_what_has_moved_is_worth_what_it_was() -> None:

@@ -14,7 +14,7 @@ from instainfer.core.actions import (
     Why,
 )
 from instainfer.core.prices import price
-from instainfer.core.state import Container, FunctionState, Instance, State
+from instainfer.core.state import Container, FunctionState, Instance, Orphan, State
 from instainfer.model import Level
 
 
@@ -134,7 +134,9 @@ def settle(state: State, container: Container) -> None:
         state.out.append(ResizeContainer(container=container.id, limit=container.limit))
 
 
-def create(state: State, function: FunctionState, node: str, why: Why) -> Container:
+def create(state: State, function: FunctionState, node: str, why: Why, like: Orphan | None = None) -> None:
+    """One of its own; `like`: in place of that one, as far as the keep-alive policy is concerned. Without that it
+    is what any container of the function that was remembered would be made anew for."""
     container = Container(state.next_id("c"), node, function, function.spec.memory, state.now)
     mounts = {
         mount
@@ -143,6 +145,12 @@ def create(state: State, function: FunctionState, node: str, why: Why) -> Contai
         for mount in other.spec.mounts
     }
     container.mounts = tuple(sorted(mounts))
+    if like is None:
+        like = next((one for one in state.orphans.values() if one.function == function.spec.name), None)
+    else:
+        container.replaces, container.last_used, container.uses = like.container, like.last_used, like.uses
+    if like is not None:
+        state.orphans.pop(like.container, None)
     state.ledger.promise(node, container.limit)
     state.containers[container.id] = container
     function.creating[container.id] = container
@@ -157,12 +165,6 @@ def create(state: State, function: FunctionState, node: str, why: Why) -> Contai
             why=why,
         )
     )
-    if state.orphans:  # it is what one of them would be made anew for
-        for orphan in list(state.orphans.values()):
-            if orphan.function == function.spec.name:
-                del state.orphans[orphan.container]
-                break
-    return container
 
 
 def strip(state: State, container: Container, why: Why, *, imports: bool = False) -> None:

@@ -166,9 +166,7 @@ def _make(state: State, function: FunctionState, like: Orphan, among: Sequence[s
     node = supply.node_for(state, function, [node for node in among if _slots(state, node) > 0])
     if node is None:
         return False
-    made = containers.create(state, function, node, Why(rule=f"in place of {like.container}: {why}"))
-    made.replaces, made.last_used, made.uses = like.container, like.last_used, like.uses
-    state.orphans.pop(like.container, None)
+    containers.create(state, function, node, Why(rule=f"in place of {like.container}: {why}"), like)
     return True
 
 

@@ -36,8 +36,7 @@ EVERY_S = 1.0
 LINGER_S = 20.0  # after the last reader has left: it may come back and go on
 STUCK_S = 15.0  # a reader that takes nothing for so long is let go
 OVER_S = 60.0  # rates are of so many seconds
-#: Invocations and marks for readers who come back, of one second a quarter. What is kept is memory that calls do
-#: not find in the cache, so few are.
+#: Invocations and marks for readers who come back, of one second a quarter.
 KEPT = 2_000
 HEARD = 50_000  # invocations that may end while the minute before is looked up
 #: Durations that are sorted for an event, a minute's of one namespace. Those of a hundred busy ones took 90 ms.
@@ -91,9 +90,8 @@ class Feed:
         self._marked = 0  # number of the latest mark in the journal
         self._tick = 0
         self._floor = 0  # of ticks up to this one something may be missing
-        self._left: dict[
-            int, dict[str, int]
-        ] = {}  # by tick and namespace: invocations that are not in the journal
+        #: By tick and namespace: invocations that are not in the journal.
+        self._left: dict[int, dict[str, int]] = {}
         self._made: dict[tuple[Principal, int], bytes] = {}  # events of this tick, by who and since when
         self._readers: dict[object, str] = {}  # -> namespace
         self._running: asyncio.Task[None] | None = None

@@ -1,8 +1,7 @@
 """Invocations that ended, counted by second; and what is left of a batch of them once it is counted.
 
 A busy server ends thousands a second. Whoever looks on sees their number and a few of them: they are counted in
-the thread that has just saved them, and no record outlives that but the few that may be shown. Kept, they would
-be memory that calls then do not find in the cache.
+the thread that has just saved them, and no record outlives that but the few that may be shown.
 """
 
 from __future__ import annotations

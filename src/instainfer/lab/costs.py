@@ -18,7 +18,7 @@ from instainfer.traces.base import Floats
 from instainfer.units import MB
 
 #: The papers' models; and with one load time for all, so that a share of time saved is a hit rate.
-PAPER, EQUAL = "paper", "equal"
+PAPER, EQUAL = BUILT_IN = "paper", "equal"
 
 #: MB of libraries and model in one process, and ms of import and load (InstaInfer, SoCC'24).
 PAPER_MODELS = {
@@ -132,7 +132,7 @@ def assign(names: Sequence[str], profiles: Sequence[Measured]) -> list[Measured]
 
 def profiles_of(names: Sequence[str], source: str | Path = PAPER) -> list[Measured]:
     """`source`: "paper", "equal" or a profile file. Raises BadInput."""
-    if source in (PAPER, EQUAL):
+    if source in BUILT_IN:
         return assign(names, paper_profiles(equal=source == EQUAL))
     return assign(names, read_profiles(Path(source)))
 

@@ -28,7 +28,7 @@ from instainfer.core.state import State
 from instainfer.errors import BadInput, BadSettings
 from instainfer.lab import bounding
 from instainfer.lab.bounding import BOUNDS
-from instainfer.lab.costs import EQUAL, PAPER, profiles_of
+from instainfer.lab.costs import BUILT_IN, PAPER, profiles_of
 from instainfer.lab.runs import VERSION, Folder, detail, key
 from instainfer.model import Function
 from instainfer.policies import registry
@@ -277,7 +277,7 @@ def key_of(settings: Settings, case: Case) -> str:
     """Of all that decides this run. Raises BadInput for a trace that cannot be read."""
     policy = policy_of(case.policy, settings.world)
     given = [msgspec.to_builtins(settings), case.trace.name, policy, case.budget]
-    content = [case.trace] if settings.profiles in (PAPER, EQUAL) else [case.trace, Path(settings.profiles)]
+    content = [case.trace] if settings.profiles in BUILT_IN else [case.trace, Path(settings.profiles)]
     return key(given, *content)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import exp
 
 from msgspec.structs import replace
@@ -95,15 +95,6 @@ class Copies:
         """May a pre-load of it gain anything? Not if it is ready, nor if a copy runs or loads: that one is
         free before long, and whether a request should rather have a second one is known when it comes."""
         return function.ready < Level.LOADED and not function.blocked and function.name not in self._busy
-
-    def all_wanted(self, functions: Iterable[FunctionView], further: Container[str]) -> list[FunctionView]:
-        """Those of them, and those of which a `further` copy is."""
-        loaded, busy = Level.LOADED, self._busy
-        return [
-            view
-            for view in functions
-            if (view.ready < loaded and not view.blocked and view.name not in busy) or view.name in further
-        ]
 
 
 def bins_of(snapshot: Snapshot, copies: Copies, worth: Worth, share: Share = usual) -> list[Bin]:

@@ -77,7 +77,7 @@ class HazardPreload:
                 continue  # Markov's bound
             if (part := share(name, there)) >= LEAST_SHARE:
                 further[name] = part
-        wanted = copies.all_wanted(snapshot.functions, further)
+        wanted = [view for view in snapshot.functions if view.name in further or copies.wanted(view)]
         if not wanted:
             return Plan()
         bins = bins_of(snapshot, copies, worth, share)
